@@ -9,8 +9,9 @@ from unittest import mock
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
-CHUNK = 2 ** 24  # logits held at once by token_stats: 64 MB a float32 copy
+CHUNK = {"cpu": 2 ** 22, "cuda": 2 ** 25}  # logits token_stats holds at once: 16 or 128 MB in float32
 
 
 # ---- the mathematics ------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, varentropy=False):
     wanted = mask[:, 1:] & mask[:, :-1]  # (B, T-1)
     if want is not None:
         wanted = wanted & want[:, 1:].bool()
-    size = max(1, CHUNK // model.config.get_text_config().vocab_size)
+    size = max(1, CHUNK.get(ids.device.type, 2 ** 22) // model.config.get_text_config().vocab_size)
     pieces = zip(output.last_hidden_state[:, :-1][wanted].split(size), ids[:, 1:][wanted].split(size))
     if torch.is_grad_enabled():
         chunks = [checkpoint(chunk_stats, *piece, use_reentrant=False) for piece in pieces]
@@ -98,10 +99,12 @@ logits_varentropy = varentropy  # token_stats has an argument of that name
 
 def find_backbone(model):
     """The part of a causal language model below its output head. ValueError if there is no such part."""
-    if hasattr(model, "get_decoder") and model.get_output_embeddings() is not None:
-        if (backbone := model.get_decoder()) is not model:
-            return backbone
-    raise ValueError(f"token_stats cannot tell the backbone of {type(model).__name__} from its output head")
+    backbone = model.get_decoder()
+    if backbone is model:  # transformers does not know it for every architecture; it is the innermost model
+        backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
+    if backbone is model or model.get_output_embeddings() is None:
+        raise ValueError(f"token_stats cannot tell the backbone of {type(model).__name__} from its output head")
+    return backbone
 
 
 def head(model, backbone, Output, hidden):
