@@ -1,70 +1,89 @@
-"""Evaluation, and the border of the project: problems, models and flags come in here, and what is wrong with them is said here.
-
-Papers: Prefix-RFT (arXiv 2507.01679) scores with avg@k at temperature 0.6 and top-p 0.95, so does this file.
-A model answers every problem n times, reward.py says which answers are right. The mean over everything is avg@n; pass@k is
-the chance that at least one of k answers is right, estimated from all n without bias; the interval resamples problems, because
-it is the choice of problems, not of samples, that the next benchmark would change.
-
-Glossary: n = answers sampled a problem, c = how many are right, k = answers a user would be allowed (pass@k).
 """
+eval.py - how good is a model, and the border where problems, models and flags come in.
+
+Papers: Prefix-RFT (arXiv 2507.01679) reports avg@k at temperature 0.6 and top-p 0.95; pass@k is estimated as in arXiv 2107.03374.
+A model answers every problem n times and reward.py says which answers are right. The mean of them all is avg@n; pass@k is the
+chance that at least one of k answers is right; both get a 95 % interval by drawing the *problems* anew, because n answers to
+one problem are not n independent pieces of evidence.
+
+Glossary: n = answers sampled a problem, c = how many of them are right, k = answers one would be allowed (pass@k).
+
+This file is also the project's border. Whatever a user can get wrong - a flag, a line of a data file, a checkpoint that is none -
+is met here with an InputError: one sentence that says where, what, and how to mend it. Behind the border nothing is checked twice.
+
+Left out: few-shot prompts, judges other than reward.py, several GPUs.
+
+    python eval.py                                                          the toy's base model, greedy, under a minute
+    python eval.py --model runs/prefix_rft/checkpoint --out runs/after      a trained one
+    python eval.py --model Qwen/Qwen2.5-Math-1.5B --data math500 aime25 my.jsonl --n 8 --temperature 0.6 --ks 1 4 8 --max_new_tokens 3000
+    python eval.py --compare runs/eval runs/after                           paired difference of two finished runs
+"""
+
 import argparse
 import json
-import logging
 import math
 import os
 import re
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 import toy
 from reward import extract_answer, rewards
 from sampler import Sampler
 
-INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"  # Prefix-RFT, appendix
+INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"      # Prefix-RFT's prompt
+
+# Benchmarks that stand on the Hub as JSON lines; most others are parquet, which needs more packages than we want.
+BENCHMARKS = {"gsm8k": "hf://DaertML/gsm8k-jsonl/test.jsonl",
+              "math500": "hf://HuggingFaceH4/MATH-500/test.jsonl",
+              "aime25": "hf://math-ai/aime25/test.jsonl",
+              "minerva": "hf://math-ai/minervamath/test.jsonl"}
+
+KEYS = {"problem": ("problem", "question", "prompt"),
+        "solution": ("solution", "demo", "demonstration", "completion", "response"),
+        "answer": ("answer", "final_answer", "ground_truth")}
 
 
-# ---------------------------------------------------------------- flags
+# ------------------------------------------------------------------------------------------------- flags
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message is one sentence that names the flag or file and the mend."""
+    """Something the user gave is wrong. The message is one sentence: the flag or file, the fault, the mend."""
 
 
-def flag(default, help, low=-math.inf, high=math.inf):
-    """A dataclass field that HfArgumentParser reads: its help, and for numbers the inclusive range it must lie in."""
+def flag(default, help, low=-1e18, high=1e18):
+    """A dataclass field for HfArgumentParser: default, help text and, for numbers, the inclusive range they must lie in."""
 
     class InRange(argparse.Action):
-        def __call__(self, parser, namespace, values, option_string=None):
+        def __call__(self, parser, namespace, values, option=None):
             for value in values if isinstance(values, list) else [values]:
-                if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
-                    parser.error(f"{option_string} {value} is out of range: it must be {range_text(low, high)}")
+                if not isinstance(value, str) and not low <= value <= high:                # also refuses nan and inf
+                    parser.error(f"{option} {value} is out of range, it must be {low} to {high}")
             setattr(namespace, self.dest, values)
 
-    metadata = {"help": help.replace("%", "%%"), "action": InRange}
-    return field(default_factory=lambda: list(default), metadata=metadata) if isinstance(default, (list, tuple)) \
-        else field(default=default, metadata=metadata)
-
-
-def range_text(low, high):
-    if high == math.inf:
-        return f"at least {low}" if low > -math.inf else "a finite number"
-    return f"between {low} and {high}" if low > -math.inf else f"at most {high}"
+    metadata = {"help": help.replace("%", "%%")}
+    if not isinstance(default, (bool, str)):
+        metadata["action"] = InRange
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def parse_flags(Flags, argv=None):
-    """argv -> Flags(...). Every mistake argparse finds becomes an InputError."""
+    """The command line -> Flags(...). What argparse would answer with a usage text and an exit becomes an InputError."""
     def error(message):
-        raise InputError(f"{message} (--help lists the flags)")
+        raise InputError(f"{message} (--help lists all flags)")
 
-    description = (sys.modules[Flags.__module__].__doc__ or "").strip().split("\n")[0]
-    parser = HfArgumentParser(Flags, description=description.replace("%", "%%"), allow_abbrev=False)
+    title = (sys.modules[Flags.__module__].__doc__ or "").strip().split("\n")[0]
+    parser = HfArgumentParser(Flags, description=title.replace("%", "%%"), allow_abbrev=False)
     parser.error = error
     flags, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if unknown:
@@ -73,10 +92,13 @@ def parse_flags(Flags, argv=None):
 
 
 def run(main, Flags, argv=None):
-    """What every script ends with: flags in, main(flags), and a user's mistake is one sentence and exit code 2."""
+    """The last line of every script: flags in, main(flags), and a user's mistake is one sentence and exit code 2."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()
     try:
         main(parse_flags(Flags, argv))
-    except (InputError, OSError) as error:  # OSError: no permission, disk full; its own sentence names the file
+    except (InputError, OSError) as error:                   # OSError: disk full, no permission; it names the file itself
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -84,158 +106,141 @@ def run(main, Flags, argv=None):
 
 
 def pick_device(name):
-    """'auto' | 'cpu' | 'cuda' -> torch.device; auto takes the GPU when there is one."""
+    """"auto" (the GPU if there is one), "cpu" or "cuda" -> torch.device."""
     if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {name} is unknown: it must be auto, cpu or cuda")
+        raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+        raise InputError("--device cuda: PyTorch finds no GPU here, choose auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def new_run(out, resume):
-    """May a run start (or, with resume, go on) in this directory? Path(out) if so. Creates nothing: the first write does."""
+    """Path(out), if a run may start there (or, with resume, go on). Writes nothing: the directory comes with the first result."""
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: name a directory")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise InputError(f"--out {out} already holds a run: add --resume to go on with it, or name another --out")
-    parent = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise InputError(f"--out {out}: {parent} cannot be written to; name another --out")
+        raise InputError(f"--out {out} already holds a run: add --resume to continue it or name another --out")
+    nearest = next(p for p in [out, *out.absolute().parents] if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"--out {out}: {nearest} is no directory that can be written to, name another --out")
     return out
 
 
-# ---------------------------------------------------------------- problems
-
-KEYS = {"problem": ("problem", "question", "prompt"),
-        "solution": ("solution", "demo", "demonstration", "completion", "response"),
-        "answer": ("answer", "final_answer", "ground_truth")}
-
+# ------------------------------------------------------------------------------------------------- problems
 
 def load_problems(path, require=("answer",)):
-    """Read problems from a .jsonl or .json file, or from a dataset on the Hub (hf://owner/name/path/to/file.jsonl).
+    """Problems from a .jsonl or .json file, or from the Hub (hf://owner/name/path/to/file.jsonl).
 
-    Returns a list of {"problem": str or chat messages, "solution": str, list of str or None, "answer": str or None}.
-    `require` names the keys that may not be None. Nothing is skipped: a bad row raises InputError with file and line.
-    Row formats understood: our own and its aliases (KEYS), GSM8K as published, TRL's {"prompt", "completion"} and
-    {"messages"}, alpaca's {"instruction", "input", "output"}, and multiple choice ({"choices": [...]}).
+    Returns a list of {"problem": str or chat messages, "solution": str, list of str or None, "answer": str or None}; the keys in
+    `require` are never None. Understood: our own keys and their aliases (KEYS), GSM8K as published, TRL's prompt/completion and
+    messages, alpaca's instruction/input/output, and multiple choice (a list under "choices"). InputError names file, line and keys.
     """
     problems = []
     for where, row in read_rows(path):
         try:
             problem = normalise(row)
-            missing = [key for key in ("problem", *require) if not problem[key]]
-            if missing:
-                raise InputError(f"no {missing[0]} (one of {'|'.join(KEYS[missing[0]])}); it has the keys {', '.join(row)}")
+            for key in ("problem", *require):
+                if not problem[key]:
+                    raise InputError(f"no {'/'.join(KEYS[key])} among its keys: {', '.join(row) or 'none'}")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         problems.append(problem)
     if not problems:
-        raise InputError(f"{path} holds no problem: give one JSON object a line")
+        raise InputError(f"{path} is empty: give one JSON object with problem and answer a line")
     return problems
 
 
 def read_rows(path):
-    """Yield (where it stands, dict) for every row of a JSONL file or a JSON array."""
+    """Yields (where, row): every object of a JSONL file or of one JSON array, and the place to name if it is bad."""
     path = str(path)
-    file = fetch(path) if path.startswith("hf://") else path
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = Path(download(path) if path.startswith("hf://") else path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8 JSON lines") from None
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; give a .jsonl or .json file") from None
-    whole = text.lstrip().startswith("[")
-    for number, line in enumerate([text] if whole else text.split("\n"), 1):
+        raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
+    array = text.lstrip().startswith("[")
+    for number, line in enumerate([text] if array else text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            at = f" line {getattr(error, 'lineno', 1) if whole else number}"
-            raise InputError(f"{path}{at} is not valid JSON: {getattr(error, 'msg', error)}") from None
-        for item, row in enumerate(value if whole else [value], 1):
-            where = f"{path} item {item}" if whole else f"{path} line {number}"
+            number = getattr(error, "lineno", 1) if array else number
+            raise InputError(f"{path} line {number} is not valid JSON: {getattr(error, 'msg', error)}") from None
+        for item, row in enumerate(value if array else [value], 1):
+            where = f"{path} item {item}" if array else f"{path} line {number}"
             if not isinstance(row, dict):
-                raise InputError(f"{where} is {type(row).__name__}, not a JSON object with problem and answer")
+                raise InputError(f"{where} is no JSON object: write {{\"problem\": ..., \"answer\": ...}}")
             yield where, row
 
 
-def fetch(path):
-    """hf://owner/name/path/to/file -> the file's place in the local Hub cache."""
-    owner, _, rest = path.removeprefix("hf://").partition("/")
-    name, _, file = rest.partition("/")
+def download(path):
+    """hf://owner/name/path/to/file -> where the file lies in the local Hub cache."""
+    owner, name, file = (path.removeprefix("hf://").split("/", 2) + ["", ""])[:3]
     if not (owner and name and file):
         raise InputError(f"{path} is incomplete: write hf://owner/name/path/to/file.jsonl")
     try:
-        from huggingface_hub import hf_hub_download
-        return hf_hub_download(f"{owner}/{name}", file, repo_type="dataset")
-    except Exception as error:
-        raise InputError(f"{path} could not be downloaded: {one_line(error)}") from None
+        return huggingface_hub.hf_hub_download(f"{owner}/{name}", file, repo_type="dataset")
+    except Exception as error:                               # offline, gated, renamed: a dozen kinds, one answer
+        raise InputError(f"{path} could not be downloaded: {first_line(error)}") from None
 
 
 def normalise(row):
-    """One row in any understood format -> {"problem", "solution", "answer"}; what is absent is None."""
-    if "messages" in row:
-        turns = messages(row["messages"])
-        solution = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
-        row = {**row, "problem": turns, "solution": solution}
-    elif "instruction" in row:
-        problem = "\n".join(text(row[key], key) for key in ("instruction", "input") if row.get(key))
-        row = {**row, "problem": problem, "solution": row.get("output")}
+    """A row in any understood format -> {"problem", "solution", "answer"}; what it lacks is None."""
+    if "messages" in row:                                    # TRL: the last assistant turn is the demonstration
+        turns = chat(row["messages"])
+        row = {"solution": turns.pop()["content"] if turns[-1]["role"] == "assistant" else None, "problem": turns, **row}
+    elif "instruction" in row:                               # alpaca
+        parts = [string(row[key], key) for key in ("instruction", "input") if row.get(key)]
+        row = {"problem": "\n".join(parts), "solution": row.get("output"), **row}
     problem, solution, answer = (next((row[k] for k in KEYS[key] if row.get(k) is not None), None) for key in KEYS)
 
     if isinstance(solution, list) and solution and isinstance(solution[0], dict):
-        solution = messages(solution)[-1]["content"]  # TRL: the completion as a conversation
+        solution = chat(solution)[-1]["content"]             # TRL: the completion as a conversation
     if row.get("choices") is not None:
-        problem, answer = lettered(text(problem, "problem"), row["choices"], answer)
+        problem, answer = lettered(string(problem, "problem"), row["choices"], answer)
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         answer = str(answer)
     if isinstance(answer, str) and "####" in answer:
         worked, answer = gsm8k(answer)
         solution = solution or worked
 
-    problem = messages(problem) if isinstance(problem, list) else text(problem, "problem")
-    solution = [text(s, "solution") for s in solution] if isinstance(solution, list) else text(solution, "solution")
-    answer = text(answer, "answer")
-    first = solution[0] if isinstance(solution, list) and solution else solution
-    if answer is None and first and "\\boxed" in first:
-        answer = extract_answer(first)
-    return {"problem": problem, "solution": solution, "answer": answer}
+    problem = chat(problem) if isinstance(problem, list) else string(problem, "problem")
+    solution = [string(s, "solution") for s in solution] if isinstance(solution, list) else string(solution, "solution")
+    demo = solution[0] if isinstance(solution, list) and solution else solution
+    if answer is None and demo and "\\boxed" in demo:
+        answer = extract_answer(demo)
+    return {"problem": problem, "solution": solution, "answer": string(answer, "answer")}
 
 
-def text(value, key):
-    """value if it is a text (or None), stripped of nothing; otherwise InputError."""
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{key} is {type(value).__name__}, and must be a string")
-    if value is not None and not value.strip():
-        raise InputError(f"{key} is empty")
-    try:
-        (value or "").encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{key} holds half of a surrogate pair, which is no character") from None
+def string(value, key):
+    """value, if it is None or a text with something in it that can be written as UTF-8."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{key} must be a text that is not empty, not {str(value)[:40]!r}")
+    if re.search("[\ud800-\udfff]", value):
+        raise InputError(f"{key} holds half a surrogate pair (\\ud800 to \\udfff), which is no character")
     return value
 
 
-def messages(value):
-    """A chat: a non-empty list of {"role", "content"}, as a fresh list."""
-    good = isinstance(value, list) and value and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value)
-    if not good:
+def chat(value):
+    """value, if it is a chat: a list of {"role", "content"}. A fresh list."""
+    if not (isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)):
         raise InputError('a chat must be a list of {"role": "user", "content": "..."}')
-    return [{"role": m["role"], "content": text(m["content"], "content")} for m in value]
+    return [{key: string(turn.get(key) or "", key) for key in ("role", "content")} for turn in value]
 
 
 def gsm8k(answer):
-    """GSM8K's published answer, "... <<48/2=24>>24 clips ... #### 1,042" -> a demonstration that earns its reward, "1042"."""
+    """GSM8K's answer, "... 48/2 = <<48/2=24>>24 ... #### 1,042" -> (a demonstration that earns its reward, "1042")."""
     worked, _, final = answer.rpartition("####")
     final = re.sub(r"(?<=\d),(?=\d{3})", "", final.strip())
-    worked = re.sub(r"<<[^<>]*>>", "", worked).strip()  # the calculator marks
+    worked = re.sub(r"<<[^<>]*>>", "", worked).strip()       # marks meant for a calculator
     return f"{worked}\nThe answer is \\boxed{{{final}}}.", final
 
 
 def lettered(problem, choices, answer):
-    """Multiple choice: the options written under the problem, and the answer (option, index or letter) as a letter."""
+    """Multiple choice: (problem with its options lettered, the answer as a letter). The answer may be an option, an index or a letter."""
     if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
         raise InputError("choices must be a list of 2 to 26 options")
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(choices)]
@@ -245,129 +250,282 @@ def lettered(problem, choices, answer):
     elif str(answer).isdecimal() and int(answer) < len(choices):
         answer = letters[int(answer)]
     elif answer is not None:
-        letter = str(answer).strip(" ().").upper()
-        if len(letter) != 1 or letter not in letters:
-            raise InputError(f"answer {answer!r} is neither one of the choices nor a letter A-{letters[-1]} nor an index")
-        answer = letter
+        answer = str(answer).strip(" ().").upper()
+        if answer not in list(letters):
+            raise InputError(f"answer {answer!r} is no option, no index from 0 and no letter A to {letters[-1]}")
     return f"{problem}\n\n{options}\n\nAnswer with the letter of the right option.", answer
 
 
-# ---------------------------------------------------------------- models
+def load_benchmarks(names):
+    """["toy", "math500", "my.jsonl", ...] -> {name: problems}; "toy" is three: hard (as in training), longer, easy."""
+    benchmarks = {}
+    for name in names:
+        if name == "toy":
+            benchmarks |= {f"toy-{split}": toy.problems(split) for split in ("hard", "longer", "easy")}
+        else:
+            title = name if name in BENCHMARKS else Path(name).stem
+            while title in benchmarks:                       # two files of one name in two folders
+                title += "-2"
+            benchmarks[title] = load_problems(BENCHMARKS.get(name, name))
+    return benchmarks
+
+
+# ------------------------------------------------------------------------------------------------- models
 
 def load_model(name, device, seed=0):
-    """'toy', a checkpoint directory or a Hub id -> (model, tokenizer): float32, evaluation mode, on device.
+    """"toy", a checkpoint directory or a Hub id -> (model in float32 and eval mode on `device`, tokenizer).
 
-    InputError when it is not a decoder-only language model with its tokenizer and an end-of-sequence token."""
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    InputError if it is not a complete decoder-only language model with a tokenizer that knows an end token."""
     if name == "toy":
         model, tokenizer = toy.base_model(seed)
         return model.to(device).eval(), tokenizer
-    if not os.path.isdir(name) and (os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") != 1):
-        raise InputError(f"--model {name}: no such directory; give toy, a checkpoint directory or a Hub id (owner/name)")
+    if not os.path.isdir(name) and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise InputError(f"--model {name} is no directory: give toy, a checkpoint directory or a Hub id (owner/name)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
-    except Exception as error:  # the libraries raise a dozen kinds; for the user they are one
-        raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
+        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False,
+                                                           output_loading_info=True)
+    except Exception as error:                               # whatever the libraries raise, to the user it is one thing
+        raise InputError(f"--model {name} cannot be loaded: {first_line(error)}") from None
     model = model.to(device).eval()
-    check_model(name, model, tokenizer, info)
+    fault = model_fault(model, tokenizer, info["missing_keys"])
+    if fault:
+        raise InputError(f"--model {name} {fault}")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token            # never looked at (masks are carried), but other libraries ask
     return model, tokenizer
 
 
 @torch.no_grad()
-def check_model(name, model, tokenizer, info):
-    """The ways in which something loads and yet is no model that can answer."""
-    if info["missing_keys"]:
-        raise InputError(f"--model {name}: the weights lack {sorted(info['missing_keys'])[0]}; it is no complete causal model")
+def model_fault(model, tokenizer, missing):
+    """Why something that loads is still no model to sample from; None if it is one."""
+    if missing:
+        return f"lacks weights ({sorted(missing)[0]}, ...): give a complete causal language model"
     if tokenizer.eos_token_id is None:
-        raise InputError(f"--model {name}: its tokenizer has no eos_token, so no answer could end; set one in tokenizer_config.json")
+        return "has a tokenizer without eos_token, so no response could end: name one in tokenizer_config.json"
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise InputError(f"--model {name}: its tokenizer knows more tokens than the model; the two do not belong together")
-    ids = torch.tensor([[0, 0], [0, 1]], device=model.device)
-    first, second = model(ids).logits[:, 0].float()
-    if not torch.allclose(first, second, atol=1e-3):  # the future changes the past
-        raise InputError(f"--model {name} looks ahead (an encoder such as BERT?); a decoder-only model is needed")
+        return "has a tokenizer with more tokens than the model: the two do not belong together"
+    one, other = model(torch.tensor([[0, 0], [0, 1]], device=model.device)).logits[:, 0].float()
+    if not one.isfinite().all():
+        return "computes nan or inf: its weights are damaged"
+    if not torch.allclose(one, other, atol=1e-3):            # the second token changed what the first one sees
+        return "looks ahead, as an encoder does: give a decoder-only language model"
 
 
-def one_line(error):
-    """The first sentence of a library's error, without its advice and its line breaks."""
+def first_line(error):
+    """What a library's error says, on one line of at most 200 characters."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + " ..."
 
 
 def prompt_ids(tokenizer, problem):
-    """problem (text or chat messages) -> token ids up to where the answer starts."""
-    chat = problem if isinstance(problem, list) else [{"role": "user", "content": problem + INSTRUCTION}]
+    """A problem (text, or chat messages as they stand) -> token ids of the prompt, up to where the response begins."""
+    turns = problem if isinstance(problem, list) else [{"role": "user", "content": problem + INSTRUCTION}]
     if tokenizer.chat_template:
         try:
-            prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template may refuse, e.g. a system turn
-            raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
+            prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:                           # a template may refuse, say, a system turn
+            raise InputError(f"the tokenizer's chat template refuses a prompt: {first_line(error)}") from None
         return tokenizer(prompt, add_special_tokens=False).input_ids
-    ids = tokenizer("\n".join(turn["content"] for turn in chat) + "\n").input_ids
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers close every text
+    ids = tokenizer("\n".join(turn["content"] for turn in turns) + "\n").input_ids
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids          # some tokenizers close whatever they are given
 
 
 def demo_ids(tokenizer, solution):
-    """A demonstration -> its token ids and the EOS that ends a response: a model never shown the end never stops."""
+    """A demonstration -> its token ids and the end token: a model that is never shown the end never stops."""
     return tokenizer(solution, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
 
 
 def stop_ids(model, tokenizer):
-    """Token ids that end a response: the tokenizer's EOS and those of the model's generation config."""
+    """The token ids that end a response: the tokenizer's end token and those of the model's generation_config."""
     eos = getattr(model.generation_config, "eos_token_id", None)
-    ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])} - {None}
-    return tuple(sorted(ids))
+    return tuple(sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])} - {None}))
 
 
-# ---------------------------------------------------------------- evaluation
+# ------------------------------------------------------------------------------------------------- evaluation
 
 def pass_at_k(n, c, k):
-    """Chance that k of n answers, c of them right, drawn without replacement hold a right one: 1 - C(n-c,k) / C(n,k).
+    """Chance that k of n answers, drawn without replacement, hold one of the c right ones: 1 - C(n-c, k) / C(n, k).
 
-    Unbiased (arXiv 2107.03374, equation 1). Subtracted in whole numbers, so nothing cancels and one division rounds."""
+    Unbiased (arXiv 2107.03374, eq. 1). The subtraction is done in whole numbers, so nothing cancels and only the division rounds.
+    ValueError unless 0 <= c <= n and 1 <= k <= n."""
     if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+        raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
     return (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
-def bootstrap(values, seed=0, resamples=2000):
-    """95 % interval of the mean of values (one a problem): the 2.5 % and 97.5 % points of resampled means."""
-    rng = np.random.default_rng(seed)
-    values = np.asarray(values, dtype=np.float64)
+def interval(values, seed=0, resamples=2000):
+    """95 % bootstrap interval of the mean of values, one value a problem -> (low, high)."""
+    rng, values = np.random.default_rng(seed), np.asarray(values, dtype=np.float64)
     means = [rng.choice(values, len(values)).mean() for _ in range(resamples)]
     return tuple(np.quantile(means, [0.025, 0.975]).tolist())
 
 
-def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_new_tokens=256, seed=0, ks=(1,),
-             sampler=None, keep=False):
-    """Answer every problem n times and score the answers.
+def new_sampler(model, prompts, max_new_tokens, rows=64):
+    """A Sampler with room for the longest of the prompts (lists of ids) and max_new_tokens; InputError if the model has less."""
+    length, limit = max(map(len, prompts)) + max_new_tokens, getattr(model.config, "max_position_embeddings", None)
+    if limit and length > limit:
+        raise InputError(f"--max_new_tokens {max_new_tokens}: with the longest prompt that is {length} tokens and the model "
+                         f"reads {limit}, so give at most {max_new_tokens - length + limit}")
+    try:
+        return Sampler(model, rows=rows, length=length)
+    except ValueError as error:                              # an architecture it cannot run
+        raise InputError(f"--model: {first_line(error)}") from None
 
-    Returns {"avg@n", "ci95" (lo, hi), "pass@k" {k: share}, "length" (mean tokens), "finished" (share that stopped by
-    itself), "problems", "seconds", "tokens_per_s"}; keep=True adds "responses", for every problem a list of n
-    {"text", "reward", "length", "finished"}. temperature 0 is greedy."""
+
+def answer(sampler, tokenizer, prompts, answers, n, **sampling):
+    """Sample n responses a prompt and score them -> for every prompt a list of n {"text", "reward", "length", "finished"}."""
+    samples = sampler(prompts, n=n, **sampling)
+    texts = tokenizer.batch_decode(samples.lists(), skip_special_tokens=True)
+    scores = rewards(texts, [gold for gold in answers for _ in range(n)])
+    rows = [{"text": text, "reward": score, "length": length, "finished": finished} for text, score, length, finished
+            in zip(texts, scores, samples.mask.sum(1).tolist(), samples.finished.tolist())]
+    return [rows[i:i + n] for i in range(0, len(rows), n)]
+
+
+def summarise(responses, ks, seconds, seed=0):
+    """What evaluate() returns, from its list of lists of responses."""
+    n, every = len(responses[0]), [r for row in responses for r in row]
+    right = [sum(r["reward"] for r in row) for row in responses]           # c, one a problem
+    tokens = sum(r["length"] for r in every)
+    return {"avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed), "n": n,
+            "pass@k": {k: float(np.mean([pass_at_k(n, int(c), k) for c in right])) for k in ks},
+            "length": tokens / len(every), "finished": sum(r["finished"] for r in every) / len(every),
+            "problems": len(responses), "seconds": seconds, "tokens_per_s": tokens / seconds}
+
+
+def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_new_tokens=256, seed=0, ks=(1,), sampler=None,
+             keep=False):
+    """Answer every problem n times (temperature 0: greedily) and score.
+
+    problems as from load_problems. Returns {"avg@n": mean reward, "ci95": (low, high), "n", "pass@k": {k: share}, "length": mean
+    tokens, "finished": share that stopped by themselves, "problems": count, "seconds", "tokens_per_s"}; keep adds "responses":
+    for every problem a list of n {"text", "reward", "length", "finished"}. InputError if some k > n or the model is too short."""
     if not all(1 <= k <= n for k in ks):
-        raise InputError(f"pass@k needs 1 <= k <= n, got k = {', '.join(map(str, ks))} and n = {n}")
+        raise InputError(f"--ks {' '.join(map(str, ks))}: pass@k needs 1 <= k <= n, and n is {n}")
     prompts = [prompt_ids(tokenizer, p["problem"]) for p in problems]
-    sampler = sampler or Sampler(model, length=max(map(len, prompts)) + max_new_tokens)
+    sampler = sampler or new_sampler(model, prompts, max_new_tokens)
     start = time.perf_counter()
-    samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, stop=stop_ids(model, tokenizer),
-                      temperature=temperature, top_p=top_p, seed=seed)
-    seconds = time.perf_counter() - start
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in samples.lists()]
-    scores = np.array(rewards(texts, [p["answer"] for p in problems for _ in range(n)])).reshape(-1, n)
-    lengths = samples.mask.sum(1).tolist()
-    finished = samples.finished.tolist()
-    result = {"avg@n": float(scores.mean()), "ci95": bootstrap(scores.mean(1), seed),
-              "pass@k": {k: float(np.mean([pass_at_k(n, int(c), k) for c in scores.sum(1)])) for k in ks},
-              "length": float(np.mean(lengths)), "finished": float(np.mean(finished)), "problems": len(problems),
-              "seconds": seconds, "tokens_per_s": sum(lengths) / seconds}
-    if keep:
-        rows = [{"text": t, "reward": float(r), "length": l, "finished": f}
-                for t, r, l, f in zip(texts, scores.ravel(), lengths, finished)]
-        result["responses"] = [rows[i:i + n] for i in range(0, len(rows), n)]
-    return result
+    responses = answer(sampler, tokenizer, prompts, [p["answer"] for p in problems], n, max_new_tokens=max_new_tokens,
+                       stop=stop_ids(model, tokenizer), temperature=temperature, top_p=top_p, seed=seed)
+    result = summarise(responses, ks, time.perf_counter() - start, seed)
+    return {**result, "responses": responses} if keep else result
+
+
+# ------------------------------------------------------------------------------------------------- a run: files, resume, compare
+
+def table(results):
+    """{name: summary} -> lines for the terminal."""
+    lines = [f"{'':16} problems    avg@n   95 % interval   " + "".join(f"pass@{k:<4}" for k in next(iter(results.values()))["pass@k"])
+             + " length  finished  tokens/s"]
+    for name, r in results.items():
+        lines.append(f"{name[:16]:16} {r['problems']:8} {r['avg@n']:8.3f}   {r['ci95'][0]:.3f} - {r['ci95'][1]:.3f}   "
+                     + "".join(f"{v:<9.3f}" for v in r["pass@k"].values())
+                     + f"{r['length']:7.1f} {r['finished']:9.2f} {r['tokens_per_s']:9.0f}")
+    return "\n".join(lines)
+
+
+def finished_rows(file, problems, chunk):
+    """The rows a killed run left in file, in whole chunks; what follows (a half-written line, a part of a chunk) is cut off."""
+    rows, kept = [], 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+        if not line.endswith(b"\n"):
+            break
+        rows.append((json.loads(line), kept := kept + len(line)))
+    whole = len(rows) if len(rows) == len(problems) else len(rows) // chunk * chunk
+    if any(row["problem"] != p["problem"] for (row, _), p in zip(rows, problems)) or len(rows) > len(problems):
+        raise InputError(f"--resume: {file} answers other problems, name another --out")
+    if file.exists():
+        os.truncate(file, rows[whole - 1][1] if whole else 0)
+    return [row for row, _ in rows[:whole]]
+
+
+def compare(first, second):
+    """Two result files, or two run directories: paired difference of the mean reward, second minus first, a line a benchmark."""
+    pairs = [(Path(first), Path(second))]
+    if pairs[0][0].is_dir():
+        pairs = [(file, Path(second) / file.name) for file in sorted(Path(first).glob("*.jsonl"))]
+    if not pairs:
+        raise InputError(f"--compare {first}: no result files (*.jsonl) in this directory")
+    for a, b in pairs:
+        rows = [[row for _, row in read_rows(file)] for file in (a, b)]
+        try:
+            if [row["problem"] for row in rows[0]] != [row["problem"] for row in rows[1]]:
+                raise InputError(f"--compare: {a} and {b} do not answer the same problems in the same order")
+            means = [np.array([np.mean([r["reward"] for r in row["responses"]]) for row in half]) for half in rows]
+        except (KeyError, TypeError):
+            raise InputError(f"--compare: {a} or {b} is no result file of eval.py") from None
+        low, high = interval(means[1] - means[0])
+        print(f"{a.stem:16} {len(means[0]):5} problems   {means[0].mean():.3f} -> {means[1].mean():.3f}   "
+              f"difference {(means[1] - means[0]).mean():+.3f}   95 % interval {low:+.3f} to {high:+.3f}")
+
+
+@dataclass
+class Flags:
+    model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
+    data: list[str] = flag(["toy"], f"benchmarks: toy, JSON(L) files, hf://owner/name/file.jsonl, {', '.join(BENCHMARKS)}")
+    n: int = flag(1, "responses a problem", 1, 10000)
+    temperature: float = flag(0.0, "0 is greedy; Prefix-RFT samples at 0.6 [P]", 0, 100)
+    top_p: float = flag(0.95, "nucleus of the sampling distribution [P]", 1e-6, 1)
+    ks: list[int] = flag([1], "pass@k for these k", 1, 10000)
+    max_new_tokens: int = flag(512, "longest response in tokens; Prefix-RFT: 8192 [P]", 1, 10**6)
+    rows: int = flag(64, "responses sampled side by side: more is faster until memory is full", 1, 10**5)
+    seed: int = flag(0, "of sampling and of the intervals", 0, 2**31)
+    device: str = flag("auto", "auto, cpu or cuda")
+    out: str = flag("runs/eval", "directory for results.json and one JSONL of responses a benchmark")
+    resume: bool = flag(False, "continue a killed run in --out")
+    compare: list[str] = flag([], "two result files or run directories: print the paired difference, evaluate nothing")
+
+
+def main(flags):
+    if flags.compare:
+        if len(flags.compare) != 2:
+            raise InputError("--compare needs two result files or run directories")
+        return compare(*flags.compare)
+    if flags.temperature == 0 and flags.n > 1:
+        raise InputError(f"--n {flags.n} at temperature 0 gives {flags.n} times the same response: add --temperature 0.6")
+    if max(flags.ks) > flags.n:
+        raise InputError(f"--ks {max(flags.ks)}: pass@k needs k <= n, so raise --n {flags.n}")
+    out, device = new_run(flags.out, flags.resume), pick_device(flags.device)
+    settings = {k: v for k, v in asdict(flags).items() if k not in ("out", "resume", "compare", "device", "rows", "ks")}
+    report = {"flags": settings, "results": {}}
+    if flags.resume and (out / "results.json").exists():
+        before = json.loads((out / "results.json").read_text())["flags"]
+        for key in settings:
+            if settings[key] != before.get(key):
+                raise InputError(f"--resume: the run in {out} had --{key} {before.get(key)}, not {settings[key]}")
+    benchmarks = load_benchmarks(flags.data)
+    model, tokenizer = load_model(flags.model, device)
+    prompts = {name: [prompt_ids(tokenizer, p["problem"]) for p in problems] for name, problems in benchmarks.items()}
+    sampler = new_sampler(model, sum(prompts.values(), []), flags.max_new_tokens, flags.rows)      # one for the whole job
+
+    chunk = max(1, 256 // flags.n)                           # problems between two writes
+    for name, problems in benchmarks.items():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "results.json", report)
+        rows = finished_rows(out / f"{name}.jsonl", problems, chunk)
+        with open(out / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            for i in tqdm(range(len(rows), len(problems), chunk), desc=name, unit="chunk", leave=False):
+                start, part = time.perf_counter(), problems[i:i + chunk]
+                responses = answer(sampler, tokenizer, prompts[name][i:i + chunk], [p["answer"] for p in part], flags.n,
+                                   max_new_tokens=flags.max_new_tokens, stop=stop_ids(model, tokenizer),
+                                   temperature=flags.temperature, top_p=flags.top_p, seed=flags.seed + i)
+                seconds = (time.perf_counter() - start) / len(part)
+                rows += [{"problem": p["problem"], "answer": p["answer"], "responses": r, "seconds": seconds}
+                         for p, r in zip(part, responses)]
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[i:])
+                file.flush()
+        report["results"][name] = summarise([row["responses"] for row in rows], flags.ks, sum(row["seconds"] for row in rows),
+                                            flags.seed)
+    write_json(out / "results.json", report)
+    print(table(report["results"]))
+
+
+def write_json(path, value):
+    """Replaced in one move, so that a killed run leaves the old file or the new one."""
+    path.with_suffix(".tmp").write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+if __name__ == "__main__":
+    run(main, Flags)
