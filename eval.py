@@ -26,7 +26,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
@@ -284,11 +284,12 @@ def load_model(name, device, seed=0):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False,
-                                                           output_loading_info=True)
+                                                           output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:                               # whatever the libraries raise, to the user it is one thing
         raise InputError(f"--model {name} cannot be loaded: {first_line(error)}") from None
     model = model.to(device).eval()
-    fault = model_fault(model, tokenizer, info["missing_keys"])
+    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    fault = model_fault(model, tokenizer, absent)
     if fault:
         raise InputError(f"--model {name} {fault}")
     if tokenizer.pad_token_id is None:
@@ -297,10 +298,12 @@ def load_model(name, device, seed=0):
 
 
 @torch.no_grad()
-def model_fault(model, tokenizer, missing):
-    """Why something that loads is still no model to sample from; None if it is one."""
-    if missing:
-        return f"lacks weights ({sorted(missing)[0]}, ...): give a complete causal language model"
+def model_fault(model, tokenizer, absent):
+    """Why something that loads is still no model to sample from; None if it is one. absent: weights its file did not have."""
+    if absent:
+        return f"lacks weights or has them in another shape ({absent[0]}): give a complete causal language model"
+    if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
+        return "comes without a tokenizer: save one into the same directory (tokenizer.save_pretrained)"
     if tokenizer.eos_token_id is None:
         return "has a tokenizer without eos_token, so no response could end: name one in tokenizer_config.json"
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -362,25 +365,16 @@ def interval(values, seed=0, resamples=2000):
 
 
 def new_sampler(model, prompts, max_new_tokens, rows=64):
-    """A Sampler with room for the longest of the prompts (lists of ids) and max_new_tokens; InputError if the model has less."""
-    length, limit = max(map(len, prompts)) + max_new_tokens, getattr(model.config, "max_position_embeddings", None)
-    if limit and length > limit:
-        raise InputError(f"--max_new_tokens {max_new_tokens}: with the longest prompt that is {length} tokens and the model "
-                         f"reads {limit}, so give at most {max_new_tokens - length + limit}")
+    """A Sampler with room for the longest of the prompts (lists of ids) and max_new_tokens -> (sampler, the max_new_tokens that
+    fit the model's context). InputError if not even a prompt fits or the architecture cannot be sampled from."""
+    longest, context = max(map(len, prompts)), getattr(model.config, "max_position_embeddings", None) or math.inf
+    if longest >= context:
+        raise InputError(f"a prompt has {longest} tokens and the model reads {context}: shorten the problem or take another model")
+    max_new_tokens = min(max_new_tokens, context - longest)
     try:
-        return Sampler(model, rows=rows, length=length)
-    except ValueError as error:                              # an architecture it cannot run
+        return Sampler(model, rows=rows, length=longest + max_new_tokens), max_new_tokens
+    except ValueError as error:
         raise InputError(f"--model: {first_line(error)}") from None
-
-
-def answer(sampler, tokenizer, prompts, answers, n, **sampling):
-    """Sample n responses a prompt and score them -> for every prompt a list of n {"text", "reward", "length", "finished"}."""
-    samples = sampler(prompts, n=n, **sampling)
-    texts = tokenizer.batch_decode(samples.lists(), skip_special_tokens=True)
-    scores = rewards(texts, [gold for gold in answers for _ in range(n)])
-    rows = [{"text": text, "reward": score, "length": length, "finished": finished} for text, score, length, finished
-            in zip(texts, scores, samples.mask.sum(1).tolist(), samples.finished.tolist())]
-    return [rows[i:i + n] for i in range(0, len(rows), n)]
 
 
 def summarise(responses, ks, seconds, seed=0):
@@ -404,10 +398,16 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     if not all(1 <= k <= n for k in ks):
         raise InputError(f"--ks {' '.join(map(str, ks))}: pass@k needs 1 <= k <= n, and n is {n}")
     prompts = [prompt_ids(tokenizer, p["problem"]) for p in problems]
-    sampler = sampler or new_sampler(model, prompts, max_new_tokens)
+    if sampler is None:
+        sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens)
     start = time.perf_counter()
-    responses = answer(sampler, tokenizer, prompts, [p["answer"] for p in problems], n, max_new_tokens=max_new_tokens,
-                       stop=stop_ids(model, tokenizer), temperature=temperature, top_p=top_p, seed=seed)
+    samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, stop=stop_ids(model, tokenizer), temperature=temperature,
+                      top_p=top_p, seed=seed)
+    texts = tokenizer.batch_decode(samples.lists(), skip_special_tokens=True)
+    scores = rewards(texts, [p["answer"] for p in problems for _ in range(n)])
+    rows = [{"text": text, "reward": float(score), "length": length, "finished": finished} for text, score, length, finished
+            in zip(texts, scores, samples.mask.sum(1).tolist(), samples.finished.tolist())]
+    responses = [rows[i:i + n] for i in range(0, len(rows), n)]
     result = summarise(responses, ks, time.perf_counter() - start, seed)
     return {**result, "responses": responses} if keep else result
 
@@ -425,19 +425,18 @@ def table(results):
     return "\n".join(lines)
 
 
-def finished_rows(file, problems, chunk):
-    """The rows a killed run left in file, in whole chunks; what follows (a half-written line, a part of a chunk) is cut off."""
-    rows, kept = [], 0
-    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
-        if not line.endswith(b"\n"):
+def finished_rows(path, problems):
+    """The problems a killed run answered; a half-written last line does not count. Random numbers belong to the prompt and not
+    to the batch (sampler.py), so a resumed run ends as an undisturbed one."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
             break
-        rows.append((json.loads(line), kept := kept + len(line)))
-    whole = len(rows) if len(rows) == len(problems) else len(rows) // chunk * chunk
-    if any(row["problem"] != p["problem"] for (row, _), p in zip(rows, problems)) or len(rows) > len(problems):
-        raise InputError(f"--resume: {file} answers other problems, name another --out")
-    if file.exists():
-        os.truncate(file, rows[whole - 1][1] if whole else 0)
-    return [row for row, _ in rows[:whole]]
+    if [row["problem"] for row in rows] != [p["problem"] for p in problems[:len(rows)]]:
+        raise InputError(f"--resume: {path} answers other problems, name another --out")
+    return rows
 
 
 def compare(first, second):
@@ -468,7 +467,7 @@ class Flags:
     temperature: float = flag(0.0, "0 is greedy; Prefix-RFT samples at 0.6 [P]", 0, 100)
     top_p: float = flag(0.95, "nucleus of the sampling distribution [P]", 1e-6, 1)
     ks: list[int] = flag([1], "pass@k for these k", 1, 10000)
-    max_new_tokens: int = flag(512, "longest response in tokens; Prefix-RFT: 8192 [P]", 1, 10**6)
+    max_new_tokens: int = flag(512, "longest response in tokens, at most what the model can read; Prefix-RFT: 8192 [P]", 1, 10**6)
     rows: int = flag(64, "responses sampled side by side: more is faster until memory is full", 1, 10**5)
     seed: int = flag(0, "of sampling and of the intervals", 0, 2**31)
     device: str = flag("auto", "auto, cpu or cuda")
@@ -486,44 +485,41 @@ def main(flags):
         raise InputError(f"--n {flags.n} at temperature 0 gives {flags.n} times the same response: add --temperature 0.6")
     if max(flags.ks) > flags.n:
         raise InputError(f"--ks {max(flags.ks)}: pass@k needs k <= n, so raise --n {flags.n}")
-    out, device = new_run(flags.out, flags.resume), pick_device(flags.device)
-    settings = {k: v for k, v in asdict(flags).items() if k not in ("out", "resume", "compare", "device", "rows", "ks")}
+    out = new_run(flags.out, flags.resume)
+    settings = {key: getattr(flags, key) for key in ("model", "n", "temperature", "top_p", "max_new_tokens", "seed")}
     report = {"flags": settings, "results": {}}
     if flags.resume and (out / "results.json").exists():
         before = json.loads((out / "results.json").read_text())["flags"]
-        for key in settings:
-            if settings[key] != before.get(key):
-                raise InputError(f"--resume: the run in {out} had --{key} {before.get(key)}, not {settings[key]}")
-    benchmarks = load_benchmarks(flags.data)
-    model, tokenizer = load_model(flags.model, device)
-    prompts = {name: [prompt_ids(tokenizer, p["problem"]) for p in problems] for name, problems in benchmarks.items()}
-    sampler = new_sampler(model, sum(prompts.values(), []), flags.max_new_tokens, flags.rows)      # one for the whole job
+        if before != settings:
+            raise InputError(f"--resume: the run in {out} had the flags {before}, repeat them or name another --out")
 
+    benchmarks = load_benchmarks(flags.data)
+    model, tokenizer = load_model(flags.model, pick_device(flags.device))
+    prompts = [prompt_ids(tokenizer, p["problem"]) for problems in benchmarks.values() for p in problems]
+    sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)  # one for the whole job
     chunk = max(1, 256 // flags.n)                           # problems between two writes
     for name, problems in benchmarks.items():
+        rows = finished_rows(out / f"{name}.jsonl", problems)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "results.json", report)
-        rows = finished_rows(out / f"{name}.jsonl", problems, chunk)
-        with open(out / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            for i in tqdm(range(len(rows), len(problems), chunk), desc=name, unit="chunk", leave=False):
-                start, part = time.perf_counter(), problems[i:i + chunk]
-                responses = answer(sampler, tokenizer, prompts[name][i:i + chunk], [p["answer"] for p in part], flags.n,
-                                   max_new_tokens=flags.max_new_tokens, stop=stop_ids(model, tokenizer),
-                                   temperature=flags.temperature, top_p=flags.top_p, seed=flags.seed + i)
-                seconds = (time.perf_counter() - start) / len(part)
-                rows += [{"problem": p["problem"], "answer": p["answer"], "responses": r, "seconds": seconds}
-                         for p, r in zip(part, responses)]
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[i:])
-                file.flush()
+        write(out / "results.json", json.dumps(report, indent=1))
+        write(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        for i in tqdm(range(len(rows), len(problems), chunk), desc=name, leave=False):
+            part = problems[i:i + chunk]
+            result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p, max_new_tokens, flags.seed,
+                              sampler=sampler, keep=True)
+            rows += [{"problem": p["problem"], "answer": p["answer"], "responses": r, "seconds": result["seconds"] / len(part)}
+                     for p, r in zip(part, result["responses"])]
+            with open(out / f"{name}.jsonl", "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows[i:])
         report["results"][name] = summarise([row["responses"] for row in rows], flags.ks, sum(row["seconds"] for row in rows),
                                             flags.seed)
-    write_json(out / "results.json", report)
+    write(out / "results.json", json.dumps(report, indent=1))
     print(table(report["results"]))
 
 
-def write_json(path, value):
-    """Replaced in one move, so that a killed run leaves the old file or the new one."""
-    path.with_suffix(".tmp").write_text(json.dumps(value, indent=1), encoding="utf-8")
+def write(path, text):
+    """Replace path in one move: a kill leaves the old file or the new one."""
+    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
     os.replace(path.with_suffix(".tmp"), path)
 
 
