@@ -21,13 +21,22 @@ Left out: beam search, repetition penalties, paged attention, speculative decodi
     python sampler.py                    the race against generate, and the proof that both say the same
     python sampler.py --device cuda      the same at 1.5B shape, with the roofline
 """
+import copy
 import hashlib
+import inspect
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
+
+try:                                    # flash attention that takes a length for every row: torch 2.12, perhaps sooner
+    from torch.nn.attention.varlen import varlen_attn
+    VARLEN = {"seqused_k", "scale"} <= set(inspect.signature(varlen_attn).parameters)
+except ImportError:
+    VARLEN = False
 
 
 # ---- one token -------------------------------------------------------------------------------------------------------
@@ -52,11 +61,20 @@ def row_key(seed, prompt, sample):
 
 
 def truncate(p, top_k, top_p):
-    """Zero what is outside the k likeliest tokens, then outside the smallest set of them holding top_p. p (R, V)."""
-    top, token = p.topk(min(top_k, p.shape[-1]) if top_k else p.shape[-1])
+    """Keep the top_k likeliest tokens (0: all), and of those the smallest set that holds top_p of their mass.
+
+    p (R, V) -> p with zeros elsewhere, not renormalised.
+    """
+    V = p.shape[-1]
+    k = min(top_k, V) if top_k else V
+    if not top_k and not p.is_cuda:     # sorting a large vocabulary is slow, and the nucleus is small: look there first
+        k = min(512, V)
+        while k < V and (p.topk(k).values.sum(-1) < top_p).any():
+            k = min(8 * k, V)
+    top, token = p.topk(k)
     before = top.cumsum(-1) - top                                   # mass of the likelier tokens
-    kept = before < top_p * top.sum(-1, keepdim=True)
-    return torch.zeros_like(p).scatter_(-1, token, top * kept)
+    mass = top.sum(-1, keepdim=True) if top_k else 1.0
+    return torch.zeros_like(p).scatter_(-1, token, top * (before < top_p * mass))
 
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0):
@@ -77,198 +95,342 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0):
     return token, log_p.gather(-1, token[:, None]).squeeze(-1), entropy
 
 
-# ---- the slab and the attention that owns it ---------------------------------------------------------------------------
+# ---- the slab, and the attention that reads it -------------------------------------------------------------------------
 
 class Slab:
-    """Keys and values of all rows, one pair of (rows, kv heads, columns, dim) a layer, and where to write next.
+    """Keys and values of all rows: a layer has a pair of (rows, kv heads, columns, dim), and where to write next.
 
-    `rows` (B,) says which row of the slab each row of the batch is. While `pos` is None the model reads a prompt from
-    column 0 on (prefill); otherwise it reads one token per row, at column pos (B,), and looks at `reach` columns.
+    The model is called either to read prompts (`prefill`: row i of the batch fills row rows[i] of the slab from column
+    0 on) or to read one token a row (`decode`: row i writes column pos[i] and looks at the first `reach` columns).
     """
 
     def __init__(self, rows, columns):
-        self.shape = rows, columns
-        self.layers = {}                                            # layer -> (keys, values), made when first seen
-        self.rows = self.pos = self.reach = None
-        self.masks = {}
+        self.rows, self.columns, self.layers = rows, columns, {}    # layer -> (keys, values), made when first seen
+        self.varlen = VARLEN
+        self.calls = None                                           # a list while `examine` looks on
+
+    def prefill(self, target):
+        self.target, self.pos = target, None
+        return self
+
+    def decode(self, pos, reach):
+        self.pos, self.reach, self.views = pos, reach, {}
+        self.target = torch.arange(len(pos), device=pos.device)
+        return self
+
+    def allocate(self, layer, k, v):
+        """Room for one layer. varlen_attn wants a row's tokens side by side, matmul wants a head's."""
+        self.varlen &= k.is_cuda and k.dtype != torch.float32 and k.shape[3] == v.shape[3] <= 256
+        order = (0, 2, 1, 3) if self.varlen else (0, 1, 2, 3)
+        shape = [(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (k, v)]
+        self.layers[layer] = [k.new_zeros([s[i] for i in order]).permute(order) for s in shape]
 
     def attend(self, layer, q, k, v, scale, window):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
         if layer not in self.layers:
-            self.layers[layer] = [x.new_zeros(self.shape[0], x.shape[1], self.shape[1], x.shape[3]) for x in (k, v)]
+            self.allocate(layer, k, v)
         keys, values = self.layers[layer]
-        B, H, T, D = q.shape
-        group = H // k.shape[1]                                     # query heads that share one key head
+        B, heads, T, _ = q.shape
+        group = heads // k.shape[1]                                 # query heads that share one key head
         if self.pos is None:
-            keys[self.rows, :, :T], values[self.rows, :, :T] = k, v
+            keys[self.target, :, :T], values[self.target, :, :T] = k, v
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-            mask = self.band(T, window, q.device) if window and window < T else None
-            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale).transpose(1, 2)
-        keys[self.rows, :, self.pos], values[self.rows, :, self.pos] = k[:, :, 0], v[:, :, 0]
-        keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
-        q = q.view(B, -1, group, D)      # a group's heads become queries: K and V are read once, never repeated
-        out = F.scaled_dot_product_attention(q, keys, values, self.live(window, q.device), scale=scale)
-        return out.reshape(B, 1, H, -1)
+            band = self.band(T, window, q.device) if window and window < T else None
+            return F.scaled_dot_product_attention(q, k, v, band, is_causal=band is None, scale=scale).transpose(1, 2)
+        keys[self.target, :, self.pos], values[self.target, :, self.pos] = k[:, :, 0], v[:, :, 0]
+        # The heads of a group become query positions: keys and values are read once, never repeated.
+        q = q.view(B, -1, group, q.shape[3])
+        if self.varlen:
+            start, used, cu_q = self.view(window, self.spans)
+            flat = [x.transpose(1, 2).flatten(0, 1) for x in (keys, values)]    # (rows * columns, kv heads, dim)
+            out = varlen_attn(q.transpose(1, 2).flatten(0, 1), *flat, cu_q * group, start, group, self.columns,
+                              scale=scale, seqused_k=used)
+            out = out.view(B, group, -1, out.shape[-1]).transpose(1, 2)
+        else:
+            keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
+            out = F.scaled_dot_product_attention(q, keys, values, self.view(window, self.live), scale=scale)
+        return out.reshape(B, 1, heads, -1)
+
+    def view(self, window, make):
+        """What rows may look at under a window; made once a step and shared by the layers."""
+        if window not in self.views:
+            self.views[window] = make(self.pos, window)
+        return self.views[window]
+
+    def live(self, pos, window):
+        """(B, 1, 1, reach) bool, True on the columns pos - window < c <= pos."""
+        c = torch.arange(self.reach, device=pos.device)
+        mask = c <= pos[:, None]
+        return (mask & (c > pos[:, None] - window) if window else mask)[:, None, None]
+
+    def spans(self, pos, window):
+        """The same for varlen_attn: where each row's columns start in the flat slab, how many they are, and 0..B."""
+        first = (pos + 1 - window).clamp_min(0) if window else torch.zeros_like(pos)
+        start = F.pad(self.target * self.columns + first, (0, 1), value=self.rows * self.columns)
+        return start.int(), (pos + 1 - first).int(), torch.arange(len(pos) + 1, device=pos.device, dtype=torch.int32)
 
     def band(self, T, window, device):
-        """(T, T) bool: query t may look at columns t - window < c <= t."""
+        """(T, T) bool for a prompt: query t may look at columns t - window < c <= t."""
         t = torch.arange(T, device=device)
         return (t <= t[:, None]) & (t > t[:, None] - window)
 
-    def live(self, window, device):
-        """(B, 1, 1, reach) bool: the columns each row may look at; made once a step, shared by the layers."""
-        if window not in self.masks:
-            c = torch.arange(self.reach, device=device)
-            mask = c <= self.pos[:, None]
-            if window:
-                mask &= c > self.pos[:, None] - window
-            self.masks[window] = mask[:, None, None]
-        return self.masks[window]
-
-    def prefill(self, rows):
-        self.rows, self.pos = rows, None
-        return self
-
-    def decode(self, rows, pos, reach):
-        self.rows, self.pos, self.reach, self.masks = rows, pos, reach, {}
-        return self
-
     def copy(self, source, target, columns):
-        """The first columns of rows `source` (list) into rows `target` (list), in every layer."""
+        """The first columns of the rows `source` (list) into the rows `target` (list), in every layer."""
         for pair in self.layers.values():
             for x in pair:
                 x[target, :, :columns] = x[source, :, :columns]
 
+    def clear(self, rows, columns):
+        """Zero what a call will use: a NaN left by an earlier call would get past any mask (0 * NaN is NaN)."""
+        for pair in self.layers.values():
+            for x in pair:
+                x[:rows, :, :columns] = 0
+
 
 def slab_attention(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **options):
+    """What every attention layer of the model calls instead of its own; `slab` is a keyword of the model's forward."""
+    if slab.calls is not None:
+        slab.calls.append((module.layer_idx, sliding_window, attention_mask, options))
     return slab.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
-AttentionInterface.register("slab", slab_attention)     # a name transformers knows no mask for: it then builds none
+AttentionInterface.register("slab", slab_attention)     # a name transformers has no mask for, so that it builds none
 
 
 @contextmanager
-def slab_mode(model):
-    """The model in eval mode, without autocast, with our attention; afterwards everything as it was."""
-    training = {m: m.training for m in model.modules()}
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
-    attention = [(c, c._attn_implementation) for c in configs if hasattr(c, "_attn_implementation")]
+def attention(model, name):
+    """The model with the attention `name`, in eval mode, without autocast or gradients; afterwards all as it was."""
+    training = [(m, m.training) for m in model.modules()]
+    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")}
+    names = [(c, c._attn_implementation) for c in configs.values()]
     try:
         model.eval()
-        for config, _ in attention:
-            config._attn_implementation = "slab"
+        for config, _ in names:
+            config._attn_implementation = name
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
-        for config, name in attention:
+        for config, name in names:
             config._attn_implementation = name
-        for module, mode in training.items():
+        for module, mode in training:
             module.training = mode
+
+
+HARMLESS = {"dropout", "is_causal", "position_ids", "position_embeddings", "cache_position", "use_cache",
+            "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
+
+
+def examine(model):
+    """ValueError, naming the model and the cause, if the slab cannot serve it.
+
+    First what the config and the calls say, since softly wrong attention hides in a small random model; then the proof:
+    a few tokens read through the slab must give the logits of the model's own forward.
+    """
+    def refuse(cause):
+        raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}")
+
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or []
+    if odd := set(kinds) - {"full_attention", "sliding_attention"}:
+        refuse(f"layers of type {', '.join(sorted(odd))}")
+    for module in model.modules():
+        rope = getattr(module, "rope_type", None)
+        if odd := {"dynamic", "longrope"} & set(rope.values() if isinstance(rope, dict) else [rope]):
+            refuse(f"{odd.pop()} rope, whose frequencies depend on the longest row of a batch")
+    rows, columns = 4, 8
+    slab = Slab(rows, columns)
+    at = torch.arange(columns, device=model.device).expand(rows, columns)
+    ids = (at * 37 + at[0, :rows, None] * 101 + 11) % model.get_input_embeddings().num_embeddings
+    with attention(model, "eager"):
+        want = model(input_ids=ids, use_cache=False).logits[:, -1].float()
+    calls = []
+    with attention(model, "slab"):
+        try:
+            for part, ready in ((slice(0, -1), slab.prefill(at[0, :rows])), (slice(-1, None), None)):
+                slab.calls = []
+                ready = ready or slab.decode(at[:, -1], columns)
+                got = model(input_ids=ids[:, part], position_ids=at[:, part], use_cache=False, slab=ready).logits[:, -1]
+                calls.append(slab.calls)
+        except (TypeError, AttributeError) as error:
+            refuse(f"its attention does not go through transformers.AttentionInterface ({error})")
+    layers = list(range(config.num_hidden_layers))
+    if any([layer for layer, *_ in call] != layers for call in calls):
+        refuse("not every layer is one call of the attention interface")
+    for layer, window, mask, options in calls[1]:
+        odd = [k for k, v in options.items() if k not in HARMLESS and v is not None and v is not False]
+        if odd or mask is not None:
+            refuse(f"attention with {', '.join(odd) or 'a mask of its own'}")
+        if kinds and (kinds[layer] == "sliding_attention") != (window is not None):
+            refuse(f"layer {layer} is {kinds[layer]} but asks for sliding_window={window}")
+    # The median row: a mixture of experts in bf16 may route a token of one row differently, a wrong model errs in all.
+    error = ((got.float() - want).abs().amax(-1) / want.abs().amax(-1)).median()
+    if not error < (1e-4 if want.device.type == "cpu" and model.dtype == torch.float32 else 5e-2):
+        refuse(f"its logits through the slab are off by {error:.1e} of their size")
+    return slab
 
 
 # ---- the sampler ---------------------------------------------------------------------------------------------------------
 
 @dataclass
 class Samples:
-    tokens: torch.Tensor    # (R, T) int64, 0 outside the mask
+    tokens: torch.Tensor    # (R, T) int64, 0 outside the mask; T is the longest row
     mask: torch.Tensor      # (R, T) bool, True on sampled tokens, the stop token included
-    logp: torch.Tensor      # (R, T) float32
+    logp: torch.Tensor      # (R, T) float32, nats
     entropy: torch.Tensor   # (R, T) float32, nats
     finished: torch.Tensor  # (R,) bool, stopped by a stop token
 
     def lists(self):
-        return [row[mask].tolist() for row, mask in zip(self.tokens, self.mask)]
+        """The sampled tokens as R ragged lists."""
+        return [row[:n] for row, n in zip(self.tokens.tolist(), self.mask.sum(-1).tolist())]
 
 
 class Sampler:
-    """Samples from any decoder-only Hugging Face model, `rows` at a time, up to `length` tokens of prompt and answer.
+    """Samples from a decoder-only Hugging Face model, `rows` jobs at a time, each up to `length` tokens with its prompt.
 
-    The weights may change between calls. ValueError if the model has parts the slab cannot serve.
+    The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin of the
+    model in that precision (bf16 beside float32 training weights), as of the last `sync`. On CUDA a decode step is
+    replayed from a graph; set `graphs` to None for eager steps. ValueError for a model the slab cannot serve.
     """
 
-    def __init__(self, model, rows=64, length=2048, streams=1):
+    def __init__(self, model, rows=64, length=2048, streams=1, dtype=None):
+        if dtype not in (None, model.dtype):    # parameters only: rotary frequencies must stay float32
+            memo = {id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
+            model = copy.deepcopy(model, memo)
+        examine(model)
+        rotary = any("inv_freq" in name for name, _ in model.named_buffers())
+        if not rotary:                          # a table of positions ends
+            length = min(length, getattr(model.config, "max_position_embeddings", length))
         self.model, self.rows, self.length, self.streams = model, rows, length, streams
-        self.slab = Slab(rows * streams, length)
-        self.every = 4
+        self.slab, self.storage = None, None
+        self.graphs = {} if model.device.type == "cuda" else None
+        self.every = 8 if model.device.type == "cuda" else 4        # tokens between two looks of the host
+
+    def sync(self, model):
+        """Copy the weights of `model` into the twin, in place, so that captured graphs stay valid."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.model.parameters(), model.parameters()):
+                if mine is not theirs:
+                    mine.copy_(theirs)
 
     def __call__(self, prompts, n=1, max_new_tokens=256, stop=None, temperature=1.0, top_k=0, top_p=1.0, seed=0,
                  combine=None, halt=None):
-        """n samples of every prompt -> Samples; row r belongs to prompt r // n."""
+        """Sample n continuations of every prompt -> Samples; row r belongs to prompt r // n.
+
+        prompts         token-id lists, ragged; with streams=2 pairs of them, both fed the same sampled tokens
+        max_new_tokens  an int, or one a prompt
+        stop            token ids that end a row (None: the model's own EOS)
+        temperature     0 is greedy; top_k=0 and top_p=1 switch truncation off
+        combine         (logits (R, streams, V), last (R,) token fed last, step (R,) tokens sampled so far, state (R,)
+                        int64, 0 for a fresh row) -> (log-probs (R, V), need not be normalised; new state)
+        halt            tokens sampled so far (list) -> length to cut the row to, or None; asked every few tokens
+        ValueError for what cannot be sampled, naming the row.
+        """
+        if not (n >= 1 and temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
+            raise ValueError(f"cannot sample with n={n}, temperature={temperature}, top_k={top_k}, top_p={top_p}")
+        if self.streams > 1 and combine is None:
+            raise ValueError(f"{self.streams} streams need a `combine` to make one distribution of them")
         if stop is None:
-            stop = self.model.generation_config.eos_token_id or ()
-        stop = torch.tensor([stop] if isinstance(stop, int) else list(stop), dtype=torch.long, device=self.model.device)
+            stop = self.model.generation_config.eos_token_id
+        stop = [stop] if isinstance(stop, int) else list(stop or ())
         jobs = self.plan(prompts, n, max_new_tokens, seed)
-        with slab_mode(self.model):
-            return self.run(jobs, stop, (temperature, top_k, top_p), combine, halt)
+        with attention(self.model, "slab"):
+            self.prepare(jobs)
+            return self.run(jobs, self.tensor(stop), (temperature, top_k, top_p), combine, halt)
+
+    def tensor(self, values, dtype=torch.long):
+        return torch.tensor(values, dtype=dtype, device=self.model.device)
 
     def plan(self, prompts, n, max_new_tokens, seed):
-        """One job (texts, budget, key) a row; texts is one tuple of token ids a stream."""
+        """Check the prompts and make of them one job (texts, budget, key) a row; texts holds a tuple of ids a stream."""
         if not len(prompts):
             raise ValueError("no prompts to sample from")
-        budgets = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        budgets = list(max_new_tokens) if hasattr(max_new_tokens, "__len__") else [max_new_tokens] * len(prompts)
         if len(budgets) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts, but {len(budgets)} values of max_new_tokens")
-        jobs, seen = [], {}
+            raise ValueError(f"{len(prompts)} prompts but {len(budgets)} values of max_new_tokens")
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        jobs, times = [], {}
         for i, (prompt, budget) in enumerate(zip(prompts, budgets)):
-            texts = tuple(tuple(map(int, p)) for p in (prompt if self.streams > 1 else [prompt]))
+            texts = tuple(tuple(map(int, text)) for text in (prompt if self.streams > 1 else [prompt]))
             where = f"row {i * n} (prompt {i})"
             if len(texts) != self.streams or not all(texts):
-                raise ValueError(f"{where}: needs {self.streams} non-empty list(s) of token ids")
-            if (need := max(map(len, texts)) + budget) > self.length:
-                raise ValueError(f"{where}: {need} tokens of prompt and answer do not fit length={self.length}")
+                raise ValueError(f"{where} is empty" if self.streams == 1 else
+                                 f"{where} needs {self.streams} prompts, none of them empty")
+            if not all(0 <= token < vocabulary for text in texts for token in (min(text), max(text))):
+                raise ValueError(f"{where} has a token id outside the vocabulary of {vocabulary}")
+            need = max(map(len, texts)) + budget
+            if need > self.length or budget < 0:
+                raise ValueError(f"{where}: a prompt of {need - budget} and {budget} new tokens do not fit "
+                                 f"length={self.length}")
             for _ in range(n):
-                seen[texts] = seen.get(texts, -1) + 1
-                jobs.append((texts, budget, row_key(seed, texts, seen[texts])))
+                sample = times[texts] = times.get(texts, -1) + 1    # a prompt listed twice gets other samples
+                jobs.append((texts, budget, row_key(seed, texts, sample)))
         return jobs
 
-    def run(self, jobs, stop, how, combine, halt):
-        device, S = self.model.device, min(self.rows, len(jobs))
-        T = max(budget for _, budget, _ in jobs)
-        new = lambda *shape, dtype=torch.long: torch.zeros(shape, dtype=dtype, device=device)
-        # One value a slot; the sampled tokens so far in out. Column T of it takes what dead rows keep on writing.
-        self.last, self.pos = new(S, self.streams), new(S, self.streams)
-        self.key, self.step, self.budget, self.state = new(S), new(S), new(S), new(S)
-        self.alive, self.finished = new(S, dtype=torch.bool), new(S, dtype=torch.bool)
-        self.out = [new(S, T + 1), new(S, T + 1, dtype=torch.float32), new(S, T + 1, dtype=torch.float32)]
-        self.held = [None] * S * self.streams                       # the prompt in each row of the slab
-        result = Samples(new(len(jobs), T), new(len(jobs), T, dtype=torch.bool), *(
-            new(len(jobs), T, dtype=torch.float32) for _ in range(2)), new(len(jobs), dtype=torch.bool))
+    def prepare(self, jobs):
+        """Memory: made at the first call, kept for the next; graphs go when the weights they read have moved."""
+        storage = self.model.dtype, self.model.device, [p.data_ptr() for p in self.model.parameters()]
+        if self.storage != storage:
+            if self.storage is None or self.storage[:2] != storage[:2]:
+                self.slab = Slab(self.rows * self.streams, self.length)
+                self.last = self.tensor([[0] * self.streams] * self.rows)
+                self.pos = self.last.clone()
+                self.step, self.budget, self.key, self.state, self.alive, self.finished = (
+                    torch.zeros_like(self.pos[:, 0], dtype=dtype) for dtype in [torch.long] * 4 + [torch.bool] * 2)
+            self.storage = storage
+            if self.graphs is not None:
+                self.graphs = {}
+        longest = max(len(text) + budget for texts, budget, _ in jobs for text in texts)
+        self.slab.clear(self.streams * min(self.rows, len(jobs)), self.bucket(longest))
+        self.alive.zero_()
 
-        queue = [r for r, job in enumerate(jobs) if job[1] > 0][::-1]
+    def bucket(self, reach):
+        """Columns to look at: on CUDA few different numbers, since each is a graph (and varlen_attn needs none)."""
+        if self.model.device.type != "cuda":
+            return reach
+        return self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
+
+    def run(self, jobs, stop, how, combine, halt):
+        """The loop: decode a few tokens, look who is done, refill the slots or shrink the batch."""
+        R, T, S = len(jobs), max(budget for _, budget, _ in jobs), min(self.rows, len(jobs))
+        size = self.rows
+        self.out = [torch.zeros(size, T + 1, dtype=dtype, device=stop.device)       # what each slot sampled; a dead
+                    for dtype in (torch.long, torch.float32, torch.float32)]        # row writes past its end
+        self.held = [None] * size * self.streams                    # the prompt in each row of the slab
+        tokens, logp, entropy = (x.new_zeros(R, T) for x in self.out)
+        result = Samples(tokens, tokens.bool(), logp, entropy, tokens.new_zeros(R, dtype=torch.bool))
+
+        queue = [r for r in range(R) if jobs[r][1] > 0][::-1]
         busy = [queue.pop() for _ in range(min(S, len(queue)))]     # slot -> row of the result
         self.load(jobs, dict(enumerate(busy)))
-        steps, looked = [0] * S, [0] * S
+        steps = [0] * len(busy)                                     # tokens each slot has sampled
         while busy:
-            reach = max(max(map(len, jobs[r][0])) + s for r, s in zip(busy, steps))
-            ahead = min(self.every, max(jobs[r][1] - s for r, s in zip(busy, steps)))
+            B = len(busy)
+            reach = max(max(map(len, jobs[r][0])) + step for r, step in zip(busy, steps))
+            ahead = min(self.every, max(jobs[r][1] - step for r, step in zip(busy, steps)))
             for i in range(ahead):
-                self.advance(len(busy), reach + i, stop, how, combine)
-            steps = self.step[:len(busy)].tolist()                  # the host sync
-            alive = self.alive[:len(busy)].tolist()
+                self.advance(B, reach + i, stop, how, combine)
+            steps, alive = torch.stack([self.step[:B], self.alive[:B].long()]).tolist()     # the one host sync
             if halt:
-                for slot, s in enumerate(steps):
-                    cut = halt(self.out[0][slot, :s].tolist())
-                    if cut is not None and (cut < s or alive[slot]):
-                        alive[slot], steps[slot] = False, cut
-                        self.finished[slot] = False
-            done = [slot for slot, live in enumerate(alive) if not live]
+                for slot, text in enumerate(self.out[0][:B, :max(steps)].tolist()):
+                    cut = halt(text[:steps[slot]])
+                    if cut is not None and (alive[slot] or cut < steps[slot]):
+                        steps[slot], alive[slot] = cut, False
+                        self.alive[slot] = self.finished[slot] = False
+            done = [slot for slot in range(B) if not alive[slot]]
             if done:
                 self.release(result, done, [busy[slot] for slot in done], [steps[slot] for slot in done])
-                fill = {}
-                for slot in done[:len(queue)]:
-                    busy[slot] = fill[slot] = queue.pop()
-                    steps[slot] = 0
+                fill = {slot: queue.pop() for slot in done[:len(queue)]}
+                for slot, r in fill.items():
+                    busy[slot], steps[slot] = r, 0
                 if fill:
                     self.load(jobs, fill)
                 if len(fill) < len(done):
                     self.shrink(done[len(fill):], busy, steps)
         width = int(result.mask.sum(-1).max())
-        for name in ("tokens", "mask", "logp", "entropy"):
-            setattr(result, name, getattr(result, name)[:, :width].contiguous())
-        return result
+        return Samples(*(x[:, :width].contiguous() for x in (tokens, result.mask, logp, entropy)), result.finished)
 
     def load(self, jobs, fill):
-        """Put jobs into slots: fill maps slot -> job. A prompt already in the slab is copied, others are prefilled."""
+        """Put jobs into slots (fill: slot -> job). A prompt the slab already holds is copied, a new one is read once."""
         home = {text: row for row, text in enumerate(self.held) if text and row // self.streams not in fill}
         fresh, copies = {}, []
         for slot, r in fill.items():
@@ -276,73 +438,101 @@ class Sampler:
                 row = slot * self.streams + stream
                 self.held[row] = text
                 if text in home:
-                    copies.append((home[text], row, len(text)))
+                    copies.append((home[text], row, len(text) - 1))
                 else:
                     home[text] = fresh[text] = row
-        self.prefill(fresh)
+        self.read(fresh)
         if copies:
-            source, target, columns = zip(*copies)
-            self.slab.copy(list(source), list(target), max(columns) - 1)
-        slots = torch.tensor(list(fill), device=self.model.device)
-        put = lambda x: torch.tensor(x, device=self.model.device)
-        self.last[slots] = put([[text[-1] for text in jobs[r][0]] for r in fill.values()])
-        self.pos[slots] = put([[len(text) - 1 for text in jobs[r][0]] for r in fill.values()])
-        self.budget[slots] = put([jobs[r][1] for r in fill.values()])
-        self.key[slots] = put([jobs[r][2] for r in fill.values()])
+            source, target, columns = map(list, zip(*copies))
+            self.slab.copy(source, target, max(columns))
+        slots = self.tensor(list(fill))
+        texts, budgets, keys = zip(*(jobs[r] for r in fill.values()))
+        self.last[slots] = self.tensor([[text[-1] for text in pair] for pair in texts])
+        self.pos[slots] = self.tensor([[len(text) - 1 for text in pair] for pair in texts])
+        self.budget[slots], self.key[slots] = self.tensor(budgets), self.tensor(keys)
         self.step[slots] = self.state[slots] = 0
         self.alive[slots], self.finished[slots] = True, False
 
-    def prefill(self, fresh, tokens=8192):
-        """Read all but the last token of prompts (text -> row of the slab), right-padded, `tokens` at a time."""
+    def read(self, fresh, at_once=8192):
+        """Prefill prompts (text -> row of the slab), about `at_once` tokens at a time, right-padded.
+
+        All but the last token: that one is the first input of `advance`, so there is a single sampling path.
+        """
         todo = sorted((text for text in fresh if len(text) > 1), key=len)
         while todo:
             width = len(todo[-1]) - 1
-            now, todo = todo[-max(1, tokens // width):], todo[:-max(1, tokens // width)]
-            ids = torch.tensor([text[:-1] + (0,) * (width - len(text) + 1) for text in now], device=self.model.device)
-            rows = torch.tensor([fresh[text] for text in now], device=self.model.device)
-            self.model.base_model(input_ids=ids, position_ids=torch.arange(width, device=ids.device).expand(ids.shape),
-                                  use_cache=False, slab=self.slab.prefill(rows))
+            batch = [todo.pop() for _ in range(min(len(todo), max(1, at_once // width)))]
+            ids = self.tensor([text[:-1] + (0,) * (width + 1 - len(text)) for text in batch])
+            at = torch.arange(width, device=ids.device).expand(ids.shape)
+            rows = self.tensor([fresh[text] for text in batch])
+            self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slab=self.slab.prefill(rows))
+
+    def forward(self, B, reach):
+        """Logits (B, streams, V) of the tokens after `last` of the first B slots."""
+        slab = self.slab.decode(self.pos[:B].flatten(), reach)
+        out = self.model(input_ids=self.last[:B].view(-1, 1), position_ids=self.pos[:B].view(-1, 1), use_cache=False,
+                         slab=slab)
+        return out.logits.view(B, self.streams, -1)
+
+    def replay(self, B, reach):
+        """`forward` from a CUDA graph, for the next larger of a few batch sizes; the graphs share one pool."""
+        size = next(size for size in sorted({self.rows, *(1 << i for i in range(3, 12))}) if size >= B)
+        size, reach = min(size, self.rows), self.bucket(reach)
+        if (size, reach) not in self.graphs:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self.forward(size, reach)                           # warm up; capturing or replaying twice is harmless:
+            torch.cuda.current_stream().wait_stream(side)           # the same token goes to the same column
+            pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                logits = self.forward(size, reach)
+            self.graphs[size, reach] = graph, logits
+        graph, logits = self.graphs[size, reach]
+        graph.replay()
+        return logits[:B]
 
     def advance(self, B, reach, stop, how, combine):
-        """One token for the first B slots; nothing here waits for the device."""
-        last, pos, step, alive = self.last[:B], self.pos[:B], self.step[:B], self.alive[:B]
-        rows = torch.arange(B * self.streams, device=last.device)
-        slab = self.slab.decode(rows, pos.flatten(), reach)
-        logits = self.model(input_ids=last.view(-1, 1), position_ids=pos.view(-1, 1), use_cache=False, slab=slab).logits
-        logits = logits.float().view(B, self.streams, -1)
+        """One token for the first B slots. Nothing here waits for the device."""
+        last, pos, step, state, alive = (x[:B] for x in (self.last, self.pos, self.step, self.state, self.alive))
+        logits = (self.forward if self.graphs is None else self.replay)(B, reach).float()
         if combine:
-            logits, self.state[:B] = combine(logits, last[:, 0], step, self.state[:B])
+            logits, new = combine(logits, last[:, 0], step, state)
+            state.copy_(new)
         else:
             logits = logits[:, 0]
-        values = draw(logits, uniform(self.key[:B], step), *how)
-        for out, value in zip(self.out, values):
-            out[rows[:B], step] = value
-        stopped = (values[0][:, None] == stop).any(-1) & alive
-        last.copy_(values[0][:, None].expand_as(last))
+        token, *numbers = draw(logits, uniform(self.key[:B], step), *how)
+        for out, x in zip(self.out, (token, *numbers)):
+            out[:B].scatter_(1, step[:, None], x[:, None])
+        last.copy_(token[:, None].expand_as(last))                  # both streams are fed the sampled token
+        stopped = (token[:, None] == stop).any(-1) & alive
         step += alive
         pos += alive[:, None]
         self.finished[:B] |= stopped
         alive &= ~stopped & (step < self.budget[:B])
 
     def release(self, result, slots, rows, lengths):
-        T = result.tokens.shape[1]
-        mask = torch.arange(T, device=self.last.device) < torch.tensor(lengths, device=self.last.device)[:, None]
-        result.mask[rows] = mask
+        """Move what slots sampled into rows of the result."""
+        slots, rows, lengths = self.tensor(slots), self.tensor(rows), self.tensor(lengths)
+        mask = torch.arange(result.tokens.shape[1], device=rows.device) < lengths[:, None]
+        result.mask[rows], result.finished[rows] = mask, self.finished[slots]
         for x, out in zip((result.tokens, result.logp, result.entropy), self.out):
-            x[rows] = out[slots, :T].masked_fill(~mask, 0)
-        result.finished[rows] = self.finished[slots]
+            x[rows] = out[slots, :-1].masked_fill(~mask, 0)
 
     def shrink(self, holes, busy, steps):
         """The queue is empty: move the last live slots into the holes and forget the tail."""
         B = len(busy) - len(holes)
-        tail = [slot for slot in range(B, len(busy)) if slot not in set(holes)]
-        holes = [slot for slot in holes if slot < B]
-        for hole, slot in zip(holes, tail):
+        live = [slot for slot in range(B, len(busy)) if slot not in holes]
+        holes = holes[:len(live)]
+        for hole, slot in zip(holes, live):
             busy[hole], steps[hole] = busy[slot], steps[slot]
         del busy[B:], steps[B:]
-        if tail:
-            rows = lambda slots: [slot * self.streams + s for slot in slots for s in range(self.streams)]
-            self.slab.copy(rows(tail), rows(holes), int(self.pos[tail].max()))
-            for x in (self.last, self.pos, self.key, self.step, self.budget, self.state, self.alive, self.finished,
-                      *self.out):
-                x[holes] = x[tail]
+        self.alive[B:] = False
+        if live:
+            source, target = ([slot * self.streams + i for slot in slots for i in range(self.streams)]
+                              for slots in (live, holes))
+            self.slab.copy(source, target, int(self.pos[live].max()))
+            for x in (self.last, self.pos, self.step, self.budget, self.key, self.state, self.finished, *self.out):
+                x[holes] = x[live]
+            self.alive[holes] = True
