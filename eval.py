@@ -77,27 +77,33 @@ def flag(default, help, low=-1e18, high=1e18):
     return field(default=default, metadata=metadata)
 
 
-def parse_flags(Flags, argv=None):
-    """The command line -> Flags(...). What argparse would answer with a usage text and an exit becomes an InputError."""
+def parse_flags(Flags, argv=None, toy_defaults=None):
+    """The command line -> Flags(...). What argparse would answer with a usage text and an exit becomes an InputError.
+
+    toy_defaults: what the flags that were not given are set to when --data is the toy, instead of the papers' values."""
     def error(message):
         raise InputError(f"{message} (--help lists all flags)")
 
     title = (sys.modules[Flags.__module__].__doc__ or "").strip().split("\n")[0]
     parser = HfArgumentParser(Flags, description=title.replace("%", "%%"), allow_abbrev=False)
     parser.error = error
-    flags, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    how = dict(return_remaining_strings=True, look_for_args_file=False)
+    flags, unknown = parser.parse_args_into_dataclasses(argv, **how)
+    if toy_defaults and flags.data == "toy":
+        parser.set_defaults(**toy_defaults)                  # what was given by hand still wins
+        flags, unknown = parser.parse_args_into_dataclasses(argv, **how)
     if unknown:
         error(f"unknown flag {unknown[0]}")
     return flags
 
 
-def run(main, Flags, argv=None):
+def run(main, Flags, argv=None, toy_defaults=None):
     """The last line of every script: flags in, main(flags), and a user's mistake is one sentence and exit code 2."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
     try:
-        main(parse_flags(Flags, argv))
+        main(parse_flags(Flags, argv, toy_defaults))
     except (InputError, OSError) as error:                   # OSError: disk full, no permission; it names the file itself
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -140,7 +146,7 @@ def load_problems(path, require=("answer",)):
             problem = normalise(row)
             for key in ("problem", *require):
                 if not problem[key]:
-                    raise InputError(f"no {'/'.join(KEYS[key])} among its keys: {', '.join(row) or 'none'}")
+                    raise InputError(f"{key} ({'|'.join(KEYS[key])}) is missing or empty, the keys are {', '.join(row) or 'none'}")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         problems.append(problem)
@@ -186,49 +192,49 @@ def download(path):
 
 
 def normalise(row):
-    """A row in any understood format -> {"problem", "solution", "answer"}; what it lacks is None."""
+    """A row in any understood format -> {"problem", "solution", "answer"}; what is missing or empty is None."""
     if "messages" in row:                                    # TRL: the last assistant turn is the demonstration
         turns = chat(row["messages"])
         row = {"solution": turns.pop()["content"] if turns[-1]["role"] == "assistant" else None, "problem": turns, **row}
     elif "instruction" in row:                               # alpaca
-        parts = [string(row[key], key) for key in ("instruction", "input") if row.get(key)]
-        row = {"problem": "\n".join(parts), "solution": row.get("output"), **row}
-    problem, solution, answer = (next((row[k] for k in KEYS[key] if row.get(k) is not None), None) for key in KEYS)
+        parts = [string(row.get(key), key) for key in ("instruction", "input")]
+        row = {"problem": "\n".join(filter(None, parts)), "solution": row.get("output"), **row}
+    problem, solution, answer = (next((row[k] for k in KEYS[key] if row.get(k) not in (None, "")), None) for key in KEYS)
 
     if isinstance(solution, list) and solution and isinstance(solution[0], dict):
         solution = chat(solution)[-1]["content"]             # TRL: the completion as a conversation
-    if row.get("choices") is not None:
-        problem, answer = lettered(string(problem, "problem"), row["choices"], answer)
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer)
-    if isinstance(answer, str) and "####" in answer:
-        worked, answer = gsm8k(answer)
-        solution = solution or worked
-
     problem = chat(problem) if isinstance(problem, list) else string(problem, "problem")
     solution = [string(s, "solution") for s in solution] if isinstance(solution, list) else string(solution, "solution")
     demo = solution[0] if isinstance(solution, list) and solution else solution
-    if answer is None and demo and "\\boxed" in demo:
+
+    if problem and row.get("choices") is not None:
+        problem, answer = lettered(problem, row["choices"], answer)
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        answer = str(answer)
+    answer = string(answer, "answer")
+    if answer and "####" in answer:
+        worked, answer = gsm8k(answer)
+        solution = solution or worked
+    elif answer is None and demo and "\\boxed" in demo:
         answer = extract_answer(demo)
-    return {"problem": problem, "solution": solution, "answer": string(answer, "answer")}
+    return {"problem": problem, "solution": solution, "answer": answer}
 
 
 def string(value, key):
-    """value, if it is None or a text with something in it that can be written as UTF-8."""
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{key} must be a text that is not empty, not {str(value)[:40]!r}")
-    if re.search("[\ud800-\udfff]", value):
+    """value, if it is a text that can be written as UTF-8; None for None and for blank text."""
+    if not isinstance(value, str | None):
+        raise InputError(f"{key} must be a text, not {str(value)[:40]}")
+    if re.search("[\ud800-\udfff]", value or ""):
         raise InputError(f"{key} holds half a surrogate pair (\\ud800 to \\udfff), which is no character")
-    return value
+    return value if value and value.strip() else None
 
 
-def chat(value):
-    """value, if it is a chat: a list of {"role", "content"}. A fresh list."""
-    if not (isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value)):
+def chat(turns):
+    """A fresh copy of turns, if they are a chat: a list of {"role", "content"}."""
+    if not (isinstance(turns, list) and turns and all(
+            isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str) for t in turns)):
         raise InputError('a chat must be a list of {"role": "user", "content": "..."}')
-    return [{key: string(turn.get(key) or "", key) for key in ("role", "content")} for turn in value]
+    return [{"role": t["role"], "content": string(t["content"], "content") or ""} for t in turns]
 
 
 def gsm8k(answer):
@@ -241,8 +247,8 @@ def gsm8k(answer):
 
 def lettered(problem, choices, answer):
     """Multiple choice: (problem with its options lettered, the answer as a letter). The answer may be an option, an index or a letter."""
-    if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
-        raise InputError("choices must be a list of 2 to 26 options")
+    if not isinstance(problem, str) or not isinstance(choices, list) or not 2 <= len(choices) <= 26:
+        raise InputError("choices must be a list of 2 to 26 options, and the problem a text")
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(choices)]
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices))
     if answer in choices:
@@ -415,13 +421,15 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
 # ------------------------------------------------------------------------------------------------- a run: files, resume, compare
 
 def table(results):
-    """{name: summary} -> lines for the terminal."""
-    lines = [f"{'':16} problems    avg@n   95 % interval   " + "".join(f"pass@{k:<4}" for k in next(iter(results.values()))["pass@k"])
-             + " length  finished  tokens/s"]
+    """{name: summary} -> the lines that the terminal shows."""
+    first = next(iter(results.values()))
+    lines = [f"{'':16}  problems  {'avg@' + str(first['n']):8}  95 % interval  " + "".join(f"{'pass@' + str(k):9}" for k in first["pass@k"])
+             + "tokens  finished  tokens/s"]
     for name, r in results.items():
-        lines.append(f"{name[:16]:16} {r['problems']:8} {r['avg@n']:8.3f}   {r['ci95'][0]:.3f} - {r['ci95'][1]:.3f}   "
-                     + "".join(f"{v:<9.3f}" for v in r["pass@k"].values())
-                     + f"{r['length']:7.1f} {r['finished']:9.2f} {r['tokens_per_s']:9.0f}")
+        low, high = r["ci95"]
+        lines.append(f"{name[:16]:16}  {r['problems']:8}  {r['avg@n']:<8.3f}  {low:.3f} - {high:.3f}  "
+                     + "".join(f"{share:<9.3f}" for share in r["pass@k"].values())
+                     + f"{r['length']:6.1f}  {r['finished']:8.3f}  {r['tokens_per_s']:8.0f}")
     return "\n".join(lines)
 
 
@@ -489,7 +497,10 @@ def main(flags):
     settings = {key: getattr(flags, key) for key in ("model", "n", "temperature", "top_p", "max_new_tokens", "seed")}
     report = {"flags": settings, "results": {}}
     if flags.resume and (out / "results.json").exists():
-        before = json.loads((out / "results.json").read_text())["flags"]
+        try:
+            before = json.loads((out / "results.json").read_text(encoding="utf-8"))["flags"]
+        except (ValueError, KeyError):
+            raise InputError(f"--resume: {out / 'results.json'} is damaged, name another --out") from None
         if before != settings:
             raise InputError(f"--resume: the run in {out} had the flags {before}, repeat them or name another --out")
 
