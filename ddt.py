@@ -1,28 +1,27 @@
 """Distribution discriminant theory: could this model have written this text?
 
-Paper: Towards On-Policy SFT (Zhang et al., https://arxiv.org/abs/2602.12222), sections 2 and A.
-A token of probability 0.01 is no surprise where the model hesitates between a hundred words, and a great one where it
-is sure. So phi compares the log-probability of a token with the one the model expects of its own, which is minus the
-entropy. Where the model itself wrote the text, phi is zero on average, token by token; elsewhere it need not be.
+Paper: Towards On-Policy SFT (Zhang et al., https://arxiv.org/abs/2602.12222), section 2 and appendix A.
+A token of probability 0.01 is no surprise where the model hesitates between a hundred words, and a great one
+where it is sure. So phi compares the log-probability of a token with the one the model expects of its own, which
+is minus the entropy. Where the model itself wrote the text, phi is zero on average; elsewhere it need not be.
 
-    code              paper and meaning
-    logp, entropy     log p(y_t) and H[p_t] = -sum_v p_t(v) log p_t(v), both in nats, under the model that reads
-    phi               centered log-likelihood: log p(y_t) + H[p_t]
-    varentropy        V_t = sum_v p_t(v) (log p_t(v) + H[p_t])^2, the variance of phi on the model's own text   (ours)
-    z, p              sum phi / sqrt(sum V), about standard normal on the model's own text, and its p-value     (ours)
+    code             paper and meaning
+    logp, entropy    log p(y_t) and H[p_t] = -sum_v p_t(v) log p_t(v) under the model that reads, in nats
+    phi              centered log-likelihood (CLL): log p(y_t) + H[p_t]
+    varentropy       V_t = sum_v p_t(v) (log p_t(v) + H[p_t])^2: variance of phi in the model's own text     (ours)
+    z, p             sum phi / sqrt(sum V), about standard normal in the model's own text, and its p-value   (ours)
 
-What phi does not say: if the text comes from q, phi is H(p) - H(q) - KL(q||p) on average. That is negative for most
-foreign text, but positive for text more typical than the model's own (low temperature, greedy): phi < 0 means "out of
-distribution" only at equal entropy. Left out: the paper's proof that no other centering separates better.
+What phi does not say: in text drawn from q it is H(p) - H(q) - KL(q||p) on average. That is negative for most
+foreign text, but positive for text more typical than the model's own (greedy, low temperature): phi < 0 means
+"out of distribution" only at equal entropy. Left out: the paper's derivation of phi as the best signal-to-noise.
 
-    python ddt.py                                          the theory on the toy, under a minute
-    python ddt.py --html phi.html --out runs/ddt           also a page of coloured texts, and the numbers of every text
+    python ddt.py                                    the theory on the toy, under a minute
+    python ddt.py --html phi.html --out runs/ddt     also a page of coloured texts, and numbers for every text
     python ddt.py --model Qwen/Qwen2.5-0.5B-Instruct --data train.jsonl --problems 32 --n 4
 """
 import html
 import inspect
 import json
-import math
 import os
 import sys
 from dataclasses import dataclass
@@ -35,13 +34,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 import toy
-from eval import (InputError, demo_ids, flag, load_model, load_problems, new_sampler, pick_device, prompt_ids, run,
-                  stop_ids)
+from eval import (InputError, demo_ids, flag, load_model, load_problems, new_sampler, pick_device, prompt_ids,
+                  run, stop_ids)
 
 CHUNK = {"cpu": 2 ** 22, "cuda": 2 ** 25}  # logits token_stats holds at once: 16 or 128 MB in float32
 
 
-# ---- the mathematics ------------------------------------------------------------------------------------------------
+# ---- the mathematics ---------------------------------------------------------------------------------------
 
 def logp_entropy(logits, targets):
     """log p(y) and H[p] of every token: logits (..., V), targets (...) int64 -> two (...) float32, in nats.
@@ -52,31 +51,34 @@ def logp_entropy(logits, targets):
     log_p = logits.log_softmax(-1, dtype=torch.float32)
     p = log_p.exp()
     logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
-    # H = -sum p log p, where xlogy knows that 0 log 0 = 0. Nothing needs to flow back through the logarithm, because
-    # sum p d(log p) = sum dp = 0; letting it flow would give 0/0 for the words of probability 0.
+    # H = -sum p log p, where xlogy knows that 0 log 0 = 0. No gradient needs to flow through the logarithm,
+    # because sum p d(log p) = sum dp = 0; if it did flow, words of probability 0 would give 0/0.
     entropy = -torch.xlogy(p, p.detach()).sum(-1)
     return logp, entropy
 
 
 def cll(logp, entropy):
-    """Centered log-likelihood phi = log p(y) + H[p] (section 3 of the paper); mean 0 if y was drawn from p."""
+    """Centered log-likelihood phi = log p(y) + H[p] (section 2 of the paper); mean 0 if y was drawn from p."""
     return logp + entropy
 
 
 def varentropy(logits):
     """V = sum_v p(v) (log p(v) + H)^2, the variance of phi if y was drawn from p: (..., V) -> (...) float32."""
-    log_p = logits.log_softmax(-1, dtype=torch.float32).clamp(min=-200)  # exp(-200) is 0 in float32; 0 * inf is NaN
+    log_p = logits.log_softmax(-1, dtype=torch.float32).clamp(min=-200)  # exp(-200) is 0; 0 * inf would be NaN
     p = log_p.exp()
     entropy = -(p * log_p).sum(-1, keepdim=True)
     return (p * (log_p + entropy) ** 2).sum(-1)
 
 
+logits_varentropy = varentropy  # for token_stats, which has an argument of that name
+
+
 def sequence_test(phi, varentropy, mask):
     """Could the model have written this sequence? z = sum phi / sqrt(sum V), two-sided p-value.   (ours)
 
-    phi, varentropy (B, T) and mask (B, T), True on the tokens to test -> z (B,), p (B,). If every token was drawn
-    from the model, sum phi is a martingale of variance sum V, so z is about standard normal for long texts.
-    A sequence without surprise and without uncertainty (or without tokens) has z = 0, p = 1.
+    phi, varentropy (B, T) and mask (B, T), True on the tokens to test -> z (B,), p (B,). If the model drew every
+    token, sum phi is a martingale with variance sum V, so z is about standard normal for long texts. A sequence
+    without surprise and without uncertainty (or without tokens) has z = 0, p = 1.
     """
     total = torch.where(mask.bool(), phi, 0).sum(-1)
     variance = torch.where(mask.bool(), varentropy, 0).sum(-1)
@@ -84,17 +86,18 @@ def sequence_test(phi, varentropy, mask):
     return z, torch.erfc(z.abs() / 2 ** 0.5)
 
 
-# ---- the statistics of a text under a model -------------------------------------------------------------------------
+# ---- the statistics of a text under a model ----------------------------------------------------------------
 
 def token_stats(model, ids, mask, temperature=1.0, want=None, varentropy=False):
-    """log p(y) and H[p] for each token of a batch, without ever holding its (B, T, V) logits.
+    """log p(y) and H[p] of every token of a batch, without ever holding its (B, T, V) logits.
 
-    ids (B, T) int64; mask (B, T), True on real tokens (padding left or right); want (B, T) bool, the tokens to compute
-    (default: all). -> logp, entropy (and varentropy if asked), each (B, T-1) float32; column t is about token t+1 and
-    is exactly 0 where that token is masked, unwanted or has no real token before it. Gradients are exact.
+    ids (B, T) int64; mask (B, T), True on real tokens (padding left or right); want (B, T), True on the tokens
+    to compute (default: all) -> logp, entropy (and varentropy if asked), each (B, T-1) float32. Column t is about
+    token t+1, and exactly 0 where that token is masked, unwanted or without a real token before it. Gradients are
+    exact. ValueError if the model has no output head.
 
-    The backbone runs once. The output head then runs on a few tokens at a time, and under autograd each piece is
-    checkpointed: the backward pass computes its logits again instead of keeping them.
+    The backbone runs once. The output head then runs on a few tokens at a time, and each piece is checkpointed:
+    the backward pass computes its logits again instead of keeping them.
     """
     mask = mask.bool()
     backbone = find_backbone(model)
@@ -103,8 +106,8 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, varentropy=False):
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     output = backbone(**inputs)
 
-    def chunk_stats(hidden, targets):  # (n, D), (n,) -> 2 or 3 times (n,)
-        logits = head(model, backbone, type(output), hidden) / temperature
+    def chunk_stats(hidden, targets):  # (n, D), (n,) -> two or three of (n,)
+        logits = head(model, backbone, type(output), hidden).float() / temperature
         stats = logp_entropy(logits, targets)
         return (*stats, logits_varentropy(logits)) if varentropy else stats
 
@@ -112,57 +115,54 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, varentropy=False):
     if want is not None:
         wanted = wanted & want[:, 1:].bool()
     size = max(1, CHUNK.get(ids.device.type, 2 ** 22) // model.config.get_text_config().vocab_size)
-    pieces = zip(output.last_hidden_state[:, :-1][wanted].split(size), ids[:, 1:][wanted].split(size))
+    chunks = zip(output.last_hidden_state[:, :-1][wanted].split(size), ids[:, 1:][wanted].split(size))
     if torch.is_grad_enabled():
-        chunks = [checkpoint(chunk_stats, *piece, use_reentrant=False) for piece in pieces]
+        parts = [checkpoint(chunk_stats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     else:
-        chunks = [chunk_stats(*piece) for piece in pieces]
+        parts = [chunk_stats(*chunk) for chunk in chunks]
     zeros = torch.zeros(wanted.shape, device=ids.device)
-    return tuple(zeros.masked_scatter(wanted, torch.cat(values)) for values in zip(*chunks))
-
-
-logits_varentropy = varentropy  # token_stats has an argument of that name
+    return tuple(zeros.masked_scatter(wanted, torch.cat(values)) for values in zip(*parts))
 
 
 def find_backbone(model):
-    """The part of a causal language model below its output head. ValueError if there is no such part."""
+    """The part of a causal language model below its output head. ValueError if there is none."""
     backbone = model.get_decoder()
-    if backbone is model:  # transformers does not know it for every architecture; it is the innermost model
+    if backbone is model:  # transformers does not know it for every architecture: it is the innermost model
         backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
     if backbone is model or model.get_output_embeddings() is None:
-        raise ValueError(f"token_stats cannot tell the backbone of {type(model).__name__} from its output head")
+        raise ValueError(f"token_stats finds no output head in {type(model).__name__}: give a causal language model")
     return backbone
 
 
-def head(model, backbone, Output, hidden):
-    """Final hidden states (n, D) -> logits (n, V), by the model's own forward over a backbone that already knows them.
+def head(model, backbone, output_type, hidden):
+    """Final hidden states (n, D) -> logits (n, V).
 
-    What follows the backbone differs between architectures (bias, soft-capping, scaling, ...): ask the model
-    rather than repeat it here.
+    What follows the backbone differs between architectures (bias, soft-capping, scaling, ...). So this runs the
+    model's own forward, with a stand-in for the backbone that returns the hidden states known already.
     """
-    known = mock.Mock(return_value=Output(last_hidden_state=hidden[None]))
+    known = mock.Mock(return_value=output_type(last_hidden_state=hidden[None]))
     with mock.patch.object(backbone, "forward", known):
         logits = model(input_ids=hidden.new_zeros(1, len(hidden), dtype=torch.long), use_cache=False).logits
     if not known.called:
-        raise ValueError(f"token_stats cannot tell the backbone of {type(model).__name__} from its output head")
+        raise ValueError(f"token_stats cannot tell backbone and output head of {type(model).__name__} apart")
     return logits[0]
 
 
-# ---- reading texts --------------------------------------------------------------------------------------------------
+# ---- reading texts -----------------------------------------------------------------------------------------
 
 def read(model, prompts, responses, temperature=1.0, rows=32):
     """token_stats of R responses to R prompts (lists of ids), `rows` at a time.
 
-    -> logp, entropy, varentropy (R, T) float32, zero behind the end of a response, and mask (R, T); T is the longest."""
+    -> logp, entropy, varentropy (R, T) float32, zero behind the end of a response, and mask (R, T) bool."""
     stats = []
     for i in range(0, len(prompts), rows):
         pairs = list(zip(prompts[i:i + rows], responses[i:i + rows]))
-        ids = pad(p + r for p, r in pairs).to(model.device)
-        mask = pad([1] * len(p + r) for p, r in pairs).to(model.device)
-        want = pad([0] * len(p) + [1] * len(r) for p, r in pairs).bool()
+        ids, mask, want = (pad(lists).to(model.device) for lists in (
+            [p + r for p, r in pairs], [[1] * len(p + r) for p, r in pairs],
+            [[0] * len(p) + [1] * len(r) for p, r in pairs]))
         with torch.no_grad():
-            batch = torch.stack(token_stats(model, ids, mask, temperature, want.to(model.device), varentropy=True), -1)
-        stats += [row[wanted[1:]] for row, wanted in zip(batch.cpu(), want)]  # (tokens, 3) a response
+            batch = torch.stack(token_stats(model, ids, mask, temperature, want, varentropy=True), -1)
+        stats += [row[wanted[1:] > 0].cpu() for row, wanted in zip(batch, want)]  # (tokens, 3) each
     mask = pad([1] * len(row) for row in stats).bool()
     return (*pad_sequence(stats, batch_first=True).unbind(-1), mask)
 
@@ -170,6 +170,13 @@ def read(model, prompts, responses, temperature=1.0, rows=32):
 def pad(lists):
     """Ragged lists of integers -> (B, T) int64, zeros on the right."""
     return pad_sequence([torch.tensor(row) for row in lists], batch_first=True)
+
+
+def tempered_divergence(logp, log_q, entropy_q, temperature):
+    """KL(q||p) of q = p^(1/temperature) / Z, exactly, from log p(y), log q(y) of any one token y, and H(q).
+
+    log Z = log p(y) / temperature - log q(y) whichever y, so E_q[log p] = temperature (log Z - H(q)) is known."""
+    return -entropy_q - (logp - temperature * (log_q + entropy_q))  # -H(q) - E_q[log p]
 
 
 def sequence_statistics(logp, entropy, variance, mask):
@@ -193,20 +200,21 @@ def snr(own, foreign):
     return ((own.mean() - foreign.mean()).abs() / ((own.var() + foreign.var()) / 2).sqrt()).item()
 
 
-# ---- showing texts --------------------------------------------------------------------------------------------------
+# ---- showing texts -----------------------------------------------------------------------------------------
 
 def pieces(tokenizer, ids):
-    """The text of every token; joined they are the whole text. The bytes of one character appear with its last token."""
-    texts = [tokenizer.decode(ids[:t], clean_up_tokenization_spaces=False).rstrip("\ufffd") for t in range(len(ids) + 1)]
+    """The text of every token; joined they are the whole. A character of several tokens appears with its last."""
+    decode = lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False).rstrip("\ufffd")
+    texts = [decode(ids[:t]) for t in range(len(ids) + 1)]
     return [after[len(before):] for before, after in zip(texts, texts[1:])]
 
 
 SHADES = [(-5, 203, "below -5"), (-3, 216, "-5 to -3"), (-1, 223, "-3 to -1"), (1, None, "-1 to 1"),
-          (math.inf, 153, "above 1")]  # phi up to here: terminal colour, legend
+          (99, 153, "above 1")]  # phi below this: terminal colour, legend
 
 
 def paint(word, phi, colour):
-    """A token for the terminal: on a coloured ground or, without colours, followed by phi where it is far from 0."""
+    """A token for the terminal: on a coloured ground or, without colours, followed by phi if far from 0."""
     word = "".join(c if c.isprintable() or c == "\n" else "?" for c in word)  # a model may write escape codes
     shade = next((shade for limit, shade, _ in SHADES if phi < limit), None)
     if shade is None:
@@ -241,9 +249,9 @@ i { width: 14rem; height: 1rem; border-radius: .3rem;
 on average. Rest the pointer on a token for its numbers.</p>
 <p class="small">&phi; &le; &minus;5, surprising <i></i> &phi; &ge; 5, more typical than its own</p>
 BODY
-<p class="small">Read by the model MODEL at temperature 1. Own texts: the sample nearest in length to the demonstration.
-In the model's own text &phi; is zero on average, and z = &Sigma;&phi; / &radic;&Sigma;V of a long one about standard
-normal. Negative &phi; means out of distribution only at equal entropy: greedy text is blue.</p>
+<p class="small">Read by the model MODEL at temperature 1. In its own text &phi; is zero on average, and
+z = &Sigma;&phi; / &radic;&Sigma;V of a long text is about standard normal; shown are the longest of its texts.
+Negative &phi; means out of distribution only at equal entropy: greedy text is blue.</p>
 </html>
 """
 
@@ -258,7 +266,7 @@ def figure(title, verdict, words, logp, entropy):
     return f"<figure><figcaption><b>{title}</b>{verdict}</figcaption><pre>{spans}</pre></figure>\n"
 
 
-# ---- the chapter ----------------------------------------------------------------------------------------------------
+# ---- the chapter -------------------------------------------------------------------------------------------
 
 OWN, FOREIGN = "sampled at T = 1", "demonstrations"
 
@@ -295,15 +303,14 @@ def show_other_text(stats, drawn):
         if name not in drawn:
             print(f"{'unknown':>18}{mean(phi):+26.3f}")
             continue
-        # q = p^(1/T) / Z and log Z = log p(y) / T - log q(y), whichever y. So E_q[log p] = T (log Z - H(q))
-        # = log p(y) - T (log q(y) + H(q)) is known exactly, and with it KL(q||p) = -H(q) - E_q[log p].
         t, log_q, entropy_q = drawn[name]
-        divergence = -entropy_q - (logp - t * cll(log_q, entropy_q))
+        divergence = tempered_divergence(logp, log_q, entropy_q, t)
         formula = entropy - entropy_q - divergence
         error = 1.96 * ((phi - formula) * mask).sum(-1).norm() / mask.sum()  # different texts are independent
         print(f"{mean(entropy_q):8.3f}{mean(divergence):10.3f}{mean(formula):+15.3f}{mean(phi):+11.3f}{error:12.3f}")
-    print("    Cold text is more typical than the model's own, phi > 0; hot and foreign text are less, phi < 0. So phi < 0\n"
-          '    means "out of distribution" only at equal entropy: H(p) - H(q) can outweigh the divergence.')
+    print("""
+    Cold text is more typical than the model's own, phi > 0; hot and foreign text are less, phi < 0. So phi < 0
+    means "out of distribution" only at equal entropy: H(p) - H(q) can outweigh the divergence.""")
 
 
 def show_discriminants(own, foreign):
@@ -315,31 +322,32 @@ def show_discriminants(own, foreign):
     for name in ("mean_logp", "mean_phi", "z"):
         a, b = own[name], foreign[name]
         print(f"    {name:12}{a.mean():11.2f}{b.mean():15.2f}{auroc(a, b):8.3f}{snr(a, b):8.2f}")
-    print("    AUROC: chance that an own text scores higher than a demonstration; 0.5 tells nothing, 1 everything.\n"
-          "    SNR: distance of the two means in units of their spread.")
+    print("""
+    AUROC: chance that an own text scores higher than a demonstration; 0.5 tells nothing, 1 everything.
+    SNR: distance of the two means in units of their spread.""")
 
 
 def show_tokens(problems, texts, stats, table, tokenizer, count=3):
-    """(d) Prints one pair of texts token by token, and returns `count` pairs as HTML."""
+    """(d) Prints a pair of texts token by token, and returns `count` pairs as HTML: where the model wrote most."""
     n = len(texts[OWN]) // len(problems)
-    distance = [abs(len(ids) - len(texts[FOREIGN][i // n])) for i, ids in enumerate(texts[OWN])]
-    nearest = [min(range(i * n, i * n + n), key=distance.__getitem__) for i in range(len(problems))]
+    longest = [max(range(i * n, i * n + n), key=lambda r: len(texts[OWN][r])) for i in range(len(problems))]
+    chosen = sorted(range(len(problems)), key=lambda i: -len(texts[OWN][longest[i]]))[:count]
     colour, body = sys.stdout.isatty() and "NO_COLOR" not in os.environ, ""
-    print("\n(d) Token by token. Own text: the sample nearest in length to the demonstration.\n    " +
+    print("\n(d) Token by token, for the longest text the model wrote. " +
           ("phi: " + " ".join(paint(f" {label} ", limit - 0.5, colour) for limit, _, label in SHADES) if colour
-           else "phi stands in <> behind tokens where it is below -1 or above 1."))
-    for problem in sorted(range(len(problems)), key=lambda i: distance[nearest[i]])[:count]:
+           else "<phi> follows tokens where it is below -1 or above 1."))
+    for problem in chosen:
         question = problems[problem]["problem"]
         question = question if isinstance(question, str) else question[-1]["content"]
-        for title, name, i in (("the model's own", OWN, nearest[problem]), ("demonstration", FOREIGN, problem)):
+        body += f"<h2>{html.escape(question)}</h2>\n"
+        for title, name, i in (("the model's own", OWN, longest[problem]), ("demonstration", FOREIGN, problem)):
             logp, entropy, mask = (stats[name][k][i] for k in (0, 1, 3))
             z, p, words = table[name]["z"][i], table[name]["p"][i], pieces(tokenizer, texts[name][i])
-            verdict = f"mean phi {table[name]['mean_phi'][i]:+.2f}, z {z:+.1f}, p " + (f"{p:.2g}" if p > 1e-6 else "below 1e-6")
-            if body.count("<figure>") < 2:
-                print(f"\n    {title} ({verdict}):\n    "
-                      + "".join(paint(word, x, colour) for word, x in zip(words, cll(logp, entropy).tolist())))
-            body += f"<h2>{html.escape(question)}</h2>\n" if name == OWN else ""
+            verdict = f"z = {z:+.1f}, p " + (f"= {p:.2g}" if p > 1e-6 else "< 1e-6")
             body += figure(title, html.escape(verdict), words, logp[mask], entropy[mask])
+            if problem == chosen[0]:
+                painted = [paint(word, x, colour) for word, x in zip(words, cll(logp, entropy).tolist())]
+                print(f"\n    {title} ({verdict}):\n    {''.join(painted)}")
     return body
 
 
@@ -391,7 +399,8 @@ def main(flags):
 
     if flags.html:
         Path(flags.html).parent.mkdir(parents=True, exist_ok=True)
-        Path(flags.html).write_text(PAGE.replace("MODEL", html.escape(flags.model)).replace("BODY", body), encoding="utf-8")
+        page = PAGE.replace("MODEL", html.escape(flags.model)).replace("BODY", body)
+        Path(flags.html).write_text(page, encoding="utf-8")
     if flags.out:
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "w", encoding="utf-8") as file:
