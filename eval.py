@@ -1,22 +1,24 @@
-"""
-eval.py - how good is a model, and the border where problems, models and flags come in.
+"""eval.py - how good is a model, and the border where flags, problems and models come in.
 
-Papers: Prefix-RFT (arXiv 2507.01679) reports avg@k at temperature 0.6 and top-p 0.95; pass@k is estimated as in arXiv 2107.03374.
-A model answers every problem n times and reward.py says which answers are right. The mean of them all is avg@n; pass@k is the
-chance that at least one of k answers is right; both get a 95 % interval by drawing the *problems* anew, because n answers to
-one problem are not n independent pieces of evidence.
+A model answers every problem n times, and reward.py says which answers are right. The mean over all answers is
+avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 0.6, top-p 0.95); pass@k is the chance
+that at least one of k answers is right (https://arxiv.org/abs/2107.03374). The 95 % interval draws the *problems*
+anew: n answers to one problem are not n independent pieces of evidence.
 
-Glossary: n = answers sampled a problem, c = how many of them are right, k = answers one would be allowed (pass@k).
+The file is also the project's border. What a user can get wrong - a flag, a line of a data file, a checkpoint - is met
+here with an InputError: one sentence that says where, what, and how to mend it. Behind the border nothing is checked twice.
 
-This file is also the project's border. Whatever a user can get wrong - a flag, a line of a data file, a checkpoint that is none -
-is met here with an InputError: one sentence that says where, what, and how to mend it. Behind the border nothing is checked twice.
+    n         answers sampled a problem
+    c         how many of them are right
+    k         answers one would be allowed
+    row       one line of a data file; `problem`: the same, in the form every script uses
 
 Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
-    python eval.py                                                          the toy's base model, greedy, under a minute
-    python eval.py --model runs/prefix_rft/checkpoint --out runs/after      a trained one
-    python eval.py --model Qwen/Qwen2.5-Math-1.5B --data math500 aime25 my.jsonl --n 8 --temperature 0.6 --ks 1 4 8 --max_new_tokens 3000
-    python eval.py --compare runs/eval runs/after                           paired difference of two finished runs
+    python eval.py                                                       the toy's base model, greedily, in seconds
+    python eval.py --model runs/prefix_rft/checkpoint --out runs/after   a trained one
+    python eval.py --compare runs/eval runs/after                        the difference of the two, problem by problem
+    python eval.py --model Qwen/Qwen2.5-Math-1.5B --data math500 aime25 my.jsonl --n 8 --temperature 0.6 --ks 1 4 8
 """
 
 import argparse
@@ -42,30 +44,28 @@ from sampler import Sampler
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"      # Prefix-RFT's prompt
 
-# Benchmarks that stand on the Hub as JSON lines; most others are parquet, which needs more packages than we want.
-BENCHMARKS = {"gsm8k": "hf://DaertML/gsm8k-jsonl/test.jsonl",
-              "math500": "hf://HuggingFaceH4/MATH-500/test.jsonl",
-              "aime25": "hf://math-ai/aime25/test.jsonl",
-              "minerva": "hf://math-ai/minervamath/test.jsonl"}
+# Benchmarks with a JSONL file on the Hub. Many others are parquet only, which would need one more package.
+BENCHMARKS = {"gsm8k": "hf://DaertML/gsm8k-jsonl/test.jsonl", "math500": "hf://HuggingFaceH4/MATH-500/test.jsonl",
+              "aime25": "hf://math-ai/aime25/test.jsonl", "minerva": "hf://math-ai/minervamath/test.jsonl"}
 
 KEYS = {"problem": ("problem", "question", "prompt"),
         "solution": ("solution", "demo", "demonstration", "completion", "response"),
         "answer": ("answer", "final_answer", "ground_truth")}
 
 
-# ------------------------------------------------------------------------------------------------- flags
+# ---- flags ---------------------------------------------------------------------------------------------------
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one sentence: the flag or file, the fault, the mend."""
 
 
 def flag(default, help, low=-1e18, high=1e18):
-    """A dataclass field for HfArgumentParser: default, help text and, for numbers, the inclusive range they must lie in."""
+    """A dataclass field for HfArgumentParser: default, help and, for numbers, the inclusive range they must lie in."""
 
     class InRange(argparse.Action):
         def __call__(self, parser, namespace, values, option=None):
             for value in values if isinstance(values, list) else [values]:
-                if not isinstance(value, str) and not low <= value <= high:                # also refuses nan and inf
+                if not isinstance(value, str) and not low <= value <= high:            # refuses nan and inf, too
                     parser.error(f"{option} {value} is out of range, it must be {low} to {high}")
             setattr(namespace, self.dest, values)
 
@@ -78,9 +78,9 @@ def flag(default, help, low=-1e18, high=1e18):
 
 
 def parse_flags(Flags, argv=None, toy_defaults=None):
-    """The command line -> Flags(...). What argparse would answer with a usage text and an exit becomes an InputError.
+    """The command line -> Flags(...). Where argparse would print its usage and exit, an InputError.
 
-    toy_defaults: what the flags that were not given are set to when --data is the toy, instead of the papers' values."""
+    toy_defaults: other defaults for a script whose --data is "toy"; the dataclass holds those for real models."""
     def error(message):
         raise InputError(f"{message} (--help lists all flags)")
 
@@ -98,13 +98,13 @@ def parse_flags(Flags, argv=None, toy_defaults=None):
 
 
 def run(main, Flags, argv=None, toy_defaults=None):
-    """The last line of every script: flags in, main(flags), and a user's mistake is one sentence and exit code 2."""
+    """The last line of every script: flags in, main(flags); a user's mistake is one sentence and exit code 2."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
     try:
         main(parse_flags(Flags, argv, toy_defaults))
-    except (InputError, OSError) as error:                   # OSError: disk full, no permission; it names the file itself
+    except (InputError, OSError) as error:                   # OSError: disk full, no permission; it names its file
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -121,7 +121,7 @@ def pick_device(name):
 
 
 def new_run(out, resume):
-    """Path(out), if a run may start there (or, with resume, go on). Writes nothing: the directory comes with the first result."""
+    """Path(out), if a run may start there or, with resume, go on. Makes no directory: the first result does."""
     out = Path(out)
     if not resume and out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out {out} already holds a run: add --resume to continue it or name another --out")
@@ -131,22 +131,23 @@ def new_run(out, resume):
     return out
 
 
-# ------------------------------------------------------------------------------------------------- problems
+# ---- problems ------------------------------------------------------------------------------------------------
 
 def load_problems(path, require=("answer",)):
     """Problems from a .jsonl or .json file, or from the Hub (hf://owner/name/path/to/file.jsonl).
 
-    Returns a list of {"problem": str or chat messages, "solution": str, list of str or None, "answer": str or None}; the keys in
-    `require` are never None. Understood: our own keys and their aliases (KEYS), GSM8K as published, TRL's prompt/completion and
-    messages, alpaca's instruction/input/output, and multiple choice (a list under "choices"). InputError names file, line and keys.
-    """
+    Returns a list of {"problem": str or chat messages, "solution": str, list of str or None, "answer": str or None};
+    the keys in `require` are never empty. Understood are our own keys and their aliases (KEYS), GSM8K as published,
+    TRL's prompt/completion and messages, alpaca's instruction/input/output, and multiple choice (a list under
+    "choices"). InputError names the file, the line and what is wrong with it: no line is skipped."""
     problems = []
     for where, row in read_rows(path):
         try:
             problem = normalise(row)
             for key in ("problem", *require):
                 if not problem[key]:
-                    raise InputError(f"{key} ({'|'.join(KEYS[key])}) is missing or empty, the keys are {', '.join(row) or 'none'}")
+                    raise InputError(f"{key} ({'|'.join(KEYS[key])}) is missing or empty, the keys are "
+                                     f"{', '.join(row) or 'none'}")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         problems.append(problem)
@@ -188,7 +189,7 @@ def download(path):
     try:
         return huggingface_hub.hf_hub_download(f"{owner}/{name}", file, repo_type="dataset")
     except Exception as error:                               # offline, gated, renamed: a dozen kinds, one answer
-        raise InputError(f"{path} could not be downloaded: {first_line(error)}") from None
+        raise InputError(f"{path} could not be downloaded: {one_line(error)}") from None
 
 
 def normalise(row):
@@ -201,22 +202,25 @@ def normalise(row):
         row = {"problem": "\n".join(filter(None, parts)), "solution": row.get("output"), **row}
     problem, solution, answer = (next((row[k] for k in KEYS[key] if row.get(k) not in (None, "")), None) for key in KEYS)
 
+    problem = chat(problem) if isinstance(problem, list) else string(problem, "problem")
     if isinstance(solution, list) and solution and isinstance(solution[0], dict):
         solution = chat(solution)[-1]["content"]             # TRL: the completion as a conversation
-    problem = chat(problem) if isinstance(problem, list) else string(problem, "problem")
-    solution = [string(s, "solution") for s in solution] if isinstance(solution, list) else string(solution, "solution")
-    demo = solution[0] if isinstance(solution, list) and solution else solution
+    elif isinstance(solution, list):
+        solution = [string(s, "solution") for s in solution]
+    else:
+        solution = string(solution, "solution")
 
     if problem and row.get("choices") is not None:
         problem, answer = lettered(problem, row["choices"], answer)
     if isinstance(answer, (int, float)) and not isinstance(answer, bool):
         answer = str(answer)
     answer = string(answer, "answer")
+    first = solution[0] if isinstance(solution, list) and solution else solution
     if answer and "####" in answer:
         worked, answer = gsm8k(answer)
         solution = solution or worked
-    elif answer is None and demo and "\\boxed" in demo:
-        answer = extract_answer(demo)
+    elif answer is None and first and "\\boxed" in first:
+        answer = extract_answer(first)
     return {"problem": problem, "solution": solution, "answer": answer}
 
 
@@ -238,7 +242,7 @@ def chat(turns):
 
 
 def gsm8k(answer):
-    """GSM8K's answer, "... 48/2 = <<48/2=24>>24 ... #### 1,042" -> (a demonstration that earns its reward, "1042")."""
+    """GSM8K's answer, "48/2 = <<48/2=24>>24 ... #### 1,042" -> (a demonstration that earns its reward, "1042")."""
     worked, _, final = answer.rpartition("####")
     final = re.sub(r"(?<=\d),(?=\d{3})", "", final.strip())
     worked = re.sub(r"<<[^<>]*>>", "", worked).strip()       # marks meant for a calculator
@@ -246,24 +250,25 @@ def gsm8k(answer):
 
 
 def lettered(problem, choices, answer):
-    """Multiple choice: (problem with its options lettered, the answer as a letter). The answer may be an option, an index or a letter."""
+    """Multiple choice -> (problem with lettered options, answer as a letter). The answer may come as an option, an
+    index from 0 or a letter; what could be two of these is read in this order."""
     if not isinstance(problem, str) or not isinstance(choices, list) or not 2 <= len(choices) <= 26:
         raise InputError("choices must be a list of 2 to 26 options, and the problem a text")
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(choices)]
-    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices))
+    letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(choices)])
     if answer in choices:
         answer = letters[choices.index(answer)]
     elif str(answer).isdecimal() and int(answer) < len(choices):
         answer = letters[int(answer)]
     elif answer is not None:
         answer = str(answer).strip(" ().").upper()
-        if answer not in list(letters):
-            raise InputError(f"answer {answer!r} is no option, no index from 0 and no letter A to {letters[-1]}")
+        if answer not in letters:
+            raise InputError(f"answer {answer} is no option, no index from 0 and no letter A to {letters[-1]}")
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices))
     return f"{problem}\n\n{options}\n\nAnswer with the letter of the right option.", answer
 
 
 def load_benchmarks(names):
-    """["toy", "math500", "my.jsonl", ...] -> {name: problems}; "toy" is three: hard (as in training), longer, easy."""
+    """["toy", "math500", "my.jsonl", ...] -> {title: problems}. "toy" is three: hard, longer and easy."""
     benchmarks = {}
     for name in names:
         if name == "toy":
@@ -276,12 +281,12 @@ def load_benchmarks(names):
     return benchmarks
 
 
-# ------------------------------------------------------------------------------------------------- models
+# ---- models --------------------------------------------------------------------------------------------------
 
 def load_model(name, device, seed=0):
     """"toy", a checkpoint directory or a Hub id -> (model in float32 and eval mode on `device`, tokenizer).
 
-    InputError if it is not a complete decoder-only language model with a tokenizer that knows an end token."""
+    seed: of the toy's pre-training. InputError if it is no complete decoder-only model with a tokenizer and an EOS."""
     if name == "toy":
         model, tokenizer = toy.base_model(seed)
         return model.to(device).eval(), tokenizer
@@ -292,20 +297,19 @@ def load_model(name, device, seed=0):
         model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False,
                                                            output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:                               # whatever the libraries raise, to the user it is one thing
-        raise InputError(f"--model {name} cannot be loaded: {first_line(error)}") from None
+        raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
     model = model.to(device).eval()
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    fault = model_fault(model, tokenizer, absent)
+    fault = model_fault(model, tokenizer, [*sorted(info["missing_keys"]), *info["mismatched_keys"]])
     if fault:
         raise InputError(f"--model {name} {fault}")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token            # never looked at (masks are carried), but other libraries ask
+        tokenizer.pad_token = tokenizer.eos_token            # we carry masks instead, but other libraries ask for it
     return model, tokenizer
 
 
 @torch.no_grad()
 def model_fault(model, tokenizer, absent):
-    """Why something that loads is still no model to sample from; None if it is one. absent: weights its file did not have."""
+    """Why something that loads is still no model to sample from, or None. absent: weights that were not in its files."""
     if absent:
         return f"lacks weights or has them in another shape ({absent[0]}): give a complete causal language model"
     if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
@@ -317,46 +321,59 @@ def model_fault(model, tokenizer, absent):
     one, other = model(torch.tensor([[0, 0], [0, 1]], device=model.device)).logits[:, 0].float()
     if not one.isfinite().all():
         return "computes nan or inf: its weights are damaged"
-    if not torch.allclose(one, other, atol=1e-3):            # the second token changed what the first one sees
+    if not torch.allclose(one, other, atol=1e-3):            # the second token changed what is said after the first
         return "looks ahead, as an encoder does: give a decoder-only language model"
 
 
-def first_line(error):
-    """What a library's error says, on one line of at most 200 characters."""
+def one_line(error):
+    """A library's error on one line of at most 200 characters."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= 200 else line[:200].rsplit(" ", 1)[0] + " ..."
 
 
 def prompt_ids(tokenizer, problem):
-    """A problem (text, or chat messages as they stand) -> token ids of the prompt, up to where the response begins."""
+    """A problem (text, or chat messages as they stand) -> token ids up to where the response begins."""
     turns = problem if isinstance(problem, list) else [{"role": "user", "content": problem + INSTRUCTION}]
     if tokenizer.chat_template:
         try:
             prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:                           # a template may refuse, say, a system turn
-            raise InputError(f"the tokenizer's chat template refuses a prompt: {first_line(error)}") from None
+            raise InputError(f"the tokenizer's chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(prompt, add_special_tokens=False).input_ids
     ids = tokenizer("\n".join(turn["content"] for turn in turns) + "\n").input_ids
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids          # some tokenizers close whatever they are given
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids        # some tokenizers close whatever they are given
 
 
 def demo_ids(tokenizer, solution):
-    """A demonstration -> its token ids and the end token: a model that is never shown the end never stops."""
+    """A demonstration -> its token ids and the EOS: a model that is never shown the end never stops."""
     return tokenizer(solution, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
 
 
 def stop_ids(model, tokenizer):
-    """The token ids that end a response: the tokenizer's end token and those of the model's generation_config."""
+    """The token ids that end a response: the tokenizer's EOS and those of the model's generation_config."""
     eos = getattr(model.generation_config, "eos_token_id", None)
     return tuple(sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])} - {None}))
 
 
-# ------------------------------------------------------------------------------------------------- evaluation
+def new_sampler(model, prompts, max_new_tokens, rows=64):
+    """A Sampler with room for the longest of `prompts` (lists of ids) and max_new_tokens more, or as many as the model
+    can read -> (sampler, max_new_tokens). InputError if a prompt does not fit or the model cannot be sampled from."""
+    longest, context = max(map(len, prompts)), getattr(model.config, "max_position_embeddings", None) or math.inf
+    if longest >= context:
+        raise InputError(f"a prompt has {longest} tokens and the model reads {context}: shorten it or take another model")
+    max_new_tokens = min(max_new_tokens, context - longest)
+    try:
+        return Sampler(model, rows=rows, length=longest + max_new_tokens), max_new_tokens
+    except ValueError as error:
+        raise InputError(f"--model: {one_line(error)}") from None
+
+
+# ---- evaluation ----------------------------------------------------------------------------------------------
 
 def pass_at_k(n, c, k):
-    """Chance that k of n answers, drawn without replacement, hold one of the c right ones: 1 - C(n-c, k) / C(n, k).
+    """Chance that k of n answers, c of them right, hold a right one when drawn without replacement (2107.03374, eq. 1).
 
-    Unbiased (arXiv 2107.03374, eq. 1). The subtraction is done in whole numbers, so nothing cancels and only the division rounds.
+    1 - C(n-c, k) / C(n, k), subtracted in whole numbers: nothing cancels, only the division rounds.
     ValueError unless 0 <= c <= n and 1 <= k <= n."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
@@ -370,72 +387,60 @@ def interval(values, seed=0, resamples=2000):
     return tuple(np.quantile(means, [0.025, 0.975]).tolist())
 
 
-def new_sampler(model, prompts, max_new_tokens, rows=64):
-    """A Sampler with room for the longest of the prompts (lists of ids) and max_new_tokens -> (sampler, the max_new_tokens that
-    fit the model's context). InputError if not even a prompt fits or the architecture cannot be sampled from."""
-    longest, context = max(map(len, prompts)), getattr(model.config, "max_position_embeddings", None) or math.inf
-    if longest >= context:
-        raise InputError(f"a prompt has {longest} tokens and the model reads {context}: shorten the problem or take another model")
-    max_new_tokens = min(max_new_tokens, context - longest)
-    try:
-        return Sampler(model, rows=rows, length=longest + max_new_tokens), max_new_tokens
-    except ValueError as error:
-        raise InputError(f"--model: {first_line(error)}") from None
-
-
 def summarise(responses, ks, seconds, seed=0):
-    """What evaluate() returns, from its list of lists of responses."""
-    n, every = len(responses[0]), [r for row in responses for r in row]
-    right = [sum(r["reward"] for r in row) for row in responses]           # c, one a problem
-    tokens = sum(r["length"] for r in every)
-    return {"avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed), "n": n,
+    """A list of n responses for every problem -> the numbers evaluate() returns."""
+    n, every = len(responses[0]), [response for row in responses for response in row]
+    right = [sum(response["reward"] for response in row) for row in responses]         # c of every problem
+    tokens = sum(response["length"] for response in every)
+    return {"problems": len(responses), "n": n, "avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed),
             "pass@k": {k: float(np.mean([pass_at_k(n, int(c), k) for c in right])) for k in ks},
-            "length": tokens / len(every), "finished": sum(r["finished"] for r in every) / len(every),
-            "problems": len(responses), "seconds": seconds, "tokens_per_s": tokens / seconds}
+            "length": tokens / len(every), "finished": sum(response["finished"] for response in every) / len(every),
+            "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_new_tokens=256, seed=0, ks=(1,), sampler=None,
-             keep=False):
-    """Answer every problem n times (temperature 0: greedily) and score.
+def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_new_tokens=256, seed=0, ks=(1,),
+             sampler=None, keep=False):
+    """Answer every problem (as from load_problems) n times and score the answers; temperature 0 is greedy.
 
-    problems as from load_problems. Returns {"avg@n": mean reward, "ci95": (low, high), "n", "pass@k": {k: share}, "length": mean
-    tokens, "finished": share that stopped by themselves, "problems": count, "seconds", "tokens_per_s"}; keep adds "responses":
-    for every problem a list of n {"text", "reward", "length", "finished"}. InputError if some k > n or the model is too short."""
+    Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k: share}, "length": mean
+    tokens, "finished": share that stopped by themselves, "seconds" of sampling, "tokens_per_s"}; keep=True adds
+    "responses", n {"text", "reward", "length", "finished"} a problem. sampler: one to use again, with room enough.
+    InputError if some k > n or a prompt is longer than the model can read."""
     if not all(1 <= k <= n for k in ks):
         raise InputError(f"--ks {' '.join(map(str, ks))}: pass@k needs 1 <= k <= n, and n is {n}")
     prompts = [prompt_ids(tokenizer, p["problem"]) for p in problems]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens)
     start = time.perf_counter()
-    samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, stop=stop_ids(model, tokenizer), temperature=temperature,
-                      top_p=top_p, seed=seed)
+    samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, stop=stop_ids(model, tokenizer),
+                      temperature=temperature, top_p=top_p, seed=seed)
+    seconds = time.perf_counter() - start
     texts = tokenizer.batch_decode(samples.lists(), skip_special_tokens=True)
     scores = rewards(texts, [p["answer"] for p in problems for _ in range(n)])
-    rows = [{"text": text, "reward": float(score), "length": length, "finished": finished} for text, score, length, finished
-            in zip(texts, scores, samples.mask.sum(1).tolist(), samples.finished.tolist())]
-    responses = [rows[i:i + n] for i in range(0, len(rows), n)]
-    result = summarise(responses, ks, time.perf_counter() - start, seed)
+    every = [{"text": text, "reward": float(score), "length": length, "finished": finished} for text, score, length, finished
+             in zip(texts, scores, samples.mask.sum(1).tolist(), samples.finished.tolist())]
+    responses = [every[i:i + n] for i in range(0, len(every), n)]
+    result = summarise(responses, ks, seconds, seed)
     return {**result, "responses": responses} if keep else result
 
 
-# ------------------------------------------------------------------------------------------------- a run: files, resume, compare
+# ---- a run: one file of responses a benchmark, results.json, a table -----------------------------------------
 
 def table(results):
-    """{name: summary} -> the lines that the terminal shows."""
+    """{title: summary} -> the lines that the terminal shows."""
     first = next(iter(results.values()))
-    lines = [f"{'':16}  problems  {'avg@' + str(first['n']):8}  95 % interval  " + "".join(f"{'pass@' + str(k):9}" for k in first["pass@k"])
-             + "tokens  finished  tokens/s"]
-    for name, r in results.items():
-        low, high = r["ci95"]
-        lines.append(f"{name[:16]:16}  {r['problems']:8}  {r['avg@n']:<8.3f}  {low:.3f} - {high:.3f}  "
-                     + "".join(f"{share:<9.3f}" for share in r["pass@k"].values())
-                     + f"{r['length']:6.1f}  {r['finished']:8.3f}  {r['tokens_per_s']:8.0f}")
+    head = "".join(f"{name:9}" for name in (f"avg@{first['n']}", *(f"pass@{k}" for k in first["pass@k"])))
+    lines = [f"{'':16} problems  {head}95 % interval   tokens  finished  tokens/s"]
+    for title, r in results.items():
+        shares = "".join(f"{share:<9.3f}" for share in (r["avg@n"], *r["pass@k"].values()))
+        lines.append(f"{title[:16]:16} {r['problems']:8}  {shares}{r['ci95'][0]:.3f} - {r['ci95'][1]:.3f} "
+                     f"{r['length']:8.1f}  {r['finished']:8.3f}  {r['tokens_per_s']:8.0f}")
     return "\n".join(lines)
 
 
 def finished_rows(path, problems):
-    """The problems a killed run answered; a half-written last line does not count. Random numbers belong to the prompt and not
-    to the batch (sampler.py), so a resumed run ends as an undisturbed one."""
+    """What a killed run had answered; a half-written last line does not count. A sample's randomness belongs to its
+    prompt and not to its batch (sampler.py), so a resumed run ends exactly as an undisturbed one."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -448,54 +453,61 @@ def finished_rows(path, problems):
 
 
 def compare(first, second):
-    """Two result files, or two run directories: paired difference of the mean reward, second minus first, a line a benchmark."""
+    """Print, for two files of responses or all of two runs, the mean rewards and their paired difference."""
     pairs = [(Path(first), Path(second))]
-    if pairs[0][0].is_dir():
+    if Path(first).is_dir():
         pairs = [(file, Path(second) / file.name) for file in sorted(Path(first).glob("*.jsonl"))]
     if not pairs:
-        raise InputError(f"--compare {first}: no result files (*.jsonl) in this directory")
+        raise InputError(f"--compare {first}: no file of responses (*.jsonl) in this directory")
     for a, b in pairs:
         rows = [[row for _, row in read_rows(file)] for file in (a, b)]
         try:
-            if [row["problem"] for row in rows[0]] != [row["problem"] for row in rows[1]]:
-                raise InputError(f"--compare: {a} and {b} do not answer the same problems in the same order")
-            means = [np.array([np.mean([r["reward"] for r in row["responses"]]) for row in half]) for half in rows]
+            before, after = ([row["problem"] for row in side] for side in rows)
+            means = [np.array([np.mean([r["reward"] for r in row["responses"]]) for row in side]) for side in rows]
         except (KeyError, TypeError):
-            raise InputError(f"--compare: {a} or {b} is no result file of eval.py") from None
-        low, high = interval(means[1] - means[0])
-        print(f"{a.stem:16} {len(means[0]):5} problems   {means[0].mean():.3f} -> {means[1].mean():.3f}   "
-              f"difference {(means[1] - means[0]).mean():+.3f}   95 % interval {low:+.3f} to {high:+.3f}")
+            raise InputError(f"--compare: {a} or {b} was not written by eval.py") from None
+        if before != after:
+            raise InputError(f"--compare: {a} and {b} do not answer the same problems in the same order")
+        difference = means[1] - means[0]                     # paired: what makes a problem hard cancels
+        low, high = interval(difference)
+        print(f"{a.stem[:16]:16} {len(difference):5} problems   {means[0].mean():.3f} -> {means[1].mean():.3f}   "
+              f"difference {difference.mean():+.3f}   95 % interval {low:+.3f} to {high:+.3f}")
+
+
+def write(path, text):
+    """Replace path in one move: a kill leaves the old file or the new one."""
+    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
+    os.replace(path.with_suffix(".tmp"), path)
 
 
 @dataclass
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
-    data: list[str] = flag(["toy"], f"benchmarks: toy, JSON(L) files, hf://owner/name/file.jsonl, {', '.join(BENCHMARKS)}")
+    data: list[str] = flag(["toy"], f"benchmarks: toy, {', '.join(BENCHMARKS)}, JSON(L) files, hf://owner/name/file.jsonl")
     n: int = flag(1, "responses a problem", 1, 10000)
     temperature: float = flag(0.0, "0 is greedy; Prefix-RFT samples at 0.6 [P]", 0, 100)
     top_p: float = flag(0.95, "nucleus of the sampling distribution [P]", 1e-6, 1)
     ks: list[int] = flag([1], "pass@k for these k", 1, 10000)
-    max_new_tokens: int = flag(512, "longest response in tokens, at most what the model can read; Prefix-RFT: 8192 [P]", 1, 10**6)
+    max_new_tokens: int = flag(512, "longest response in tokens, at most what the model can read; 8192 in [P]", 1, 10**6)
     rows: int = flag(64, "responses sampled side by side: more is faster until memory is full", 1, 10**5)
     seed: int = flag(0, "of sampling and of the intervals", 0, 2**31)
     device: str = flag("auto", "auto, cpu or cuda")
-    out: str = flag("runs/eval", "directory for results.json and one JSONL of responses a benchmark")
-    resume: bool = flag(False, "continue a killed run in --out")
-    compare: list[str] = flag([], "two result files or run directories: print the paired difference, evaluate nothing")
+    out: str = flag("runs/eval", "directory for results.json and, a benchmark, one JSONL with every response")
+    resume: bool = flag(False, "continue the killed run in --out")
+    compare: list[str] = flag([], "two runs or files of responses: print their difference and evaluate nothing")
 
 
 def main(flags):
     if flags.compare:
         if len(flags.compare) != 2:
-            raise InputError("--compare needs two result files or run directories")
+            raise InputError("--compare needs two runs or two files of responses")
         return compare(*flags.compare)
     if flags.temperature == 0 and flags.n > 1:
-        raise InputError(f"--n {flags.n} at temperature 0 gives {flags.n} times the same response: add --temperature 0.6")
+        raise InputError(f"--n {flags.n} at temperature 0 gives the same response {flags.n} times: add --temperature 0.6")
     if max(flags.ks) > flags.n:
-        raise InputError(f"--ks {max(flags.ks)}: pass@k needs k <= n, so raise --n {flags.n}")
+        raise InputError(f"--ks {max(flags.ks)} is more than --n {flags.n}: pass@k needs k <= n")
     out = new_run(flags.out, flags.resume)
     settings = {key: getattr(flags, key) for key in ("model", "n", "temperature", "top_p", "max_new_tokens", "seed")}
-    report = {"flags": settings, "results": {}}
     if flags.resume and (out / "results.json").exists():
         try:
             before = json.loads((out / "results.json").read_text(encoding="utf-8"))["flags"]
@@ -507,31 +519,28 @@ def main(flags):
     benchmarks = load_benchmarks(flags.data)
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
     prompts = [prompt_ids(tokenizer, p["problem"]) for problems in benchmarks.values() for p in problems]
-    sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)  # one for the whole job
-    chunk = max(1, 256 // flags.n)                           # problems between two writes
-    for name, problems in benchmarks.items():
-        rows = finished_rows(out / f"{name}.jsonl", problems)
-        out.mkdir(parents=True, exist_ok=True)
-        write(out / "results.json", json.dumps(report, indent=1))
-        write(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        for i in tqdm(range(len(rows), len(problems), chunk), desc=name, leave=False):
+    sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)        # one for the whole job
+
+    out.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for title, problems in benchmarks.items():
+        file = out / f"{title}.jsonl"
+        rows = finished_rows(file, problems)
+        write(out / "results.json", json.dumps({"flags": settings, "results": results}, indent=1))
+        write(file, "".join(json.dumps(row) + "\n" for row in rows))
+        chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes: enough to keep the sampler busy
+        for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
             part = problems[i:i + chunk]
             result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p, max_new_tokens, flags.seed,
                               sampler=sampler, keep=True)
-            rows += [{"problem": p["problem"], "answer": p["answer"], "responses": r, "seconds": result["seconds"] / len(part)}
-                     for p, r in zip(part, result["responses"])]
-            with open(out / f"{name}.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows[i:])
-        report["results"][name] = summarise([row["responses"] for row in rows], flags.ks, sum(row["seconds"] for row in rows),
-                                            flags.seed)
-    write(out / "results.json", json.dumps(report, indent=1))
-    print(table(report["results"]))
-
-
-def write(path, text):
-    """Replace path in one move: a kill leaves the old file or the new one."""
-    path.with_suffix(".tmp").write_text(text, encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
+            rows += [{"problem": p["problem"], "answer": p["answer"], "responses": responses,
+                      "seconds": result["seconds"] / len(part)} for p, responses in zip(part, result["responses"])]
+            with open(file, "a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row) + "\n" for row in rows[i:])
+        seconds = sum(row["seconds"] for row in rows)
+        results[title] = summarise([row["responses"] for row in rows], flags.ks, seconds, flags.seed)
+    write(out / "results.json", json.dumps({"flags": settings, "results": results}, indent=1))
+    print(table(results))
 
 
 if __name__ == "__main__":
