@@ -2,18 +2,20 @@
 
 Paper: Towards On-Policy SFT (Zhang et al., https://arxiv.org/abs/2602.12222), section 2 and appendix A.
 A token of probability 0.01 is no surprise where the model hesitates between a hundred words, and a great one
-where it is sure. So phi compares the log-probability of a token with the one the model expects of its own, which
-is minus the entropy. Where the model itself wrote the text, phi is zero on average; elsewhere it need not be.
+where it is sure. So phi compares the log-probability of a token with the one the model expects of its own,
+minus the entropy. Where the model itself wrote the text, phi is zero on average; elsewhere it need not be.
 
     code             paper and meaning
     logp, entropy    log p(y_t) and H[p_t] = -sum_v p_t(v) log p_t(v) under the model that reads, in nats
     phi              centered log-likelihood (CLL): log p(y_t) + H[p_t]
-    varentropy       V_t = sum_v p_t(v) (log p_t(v) + H[p_t])^2: variance of phi in the model's own text     (ours)
-    z, p             sum phi / sqrt(sum V), about standard normal in the model's own text, and its p-value   (ours)
+    varentropy       V_t = sum_v p_t(v) (log p_t(v) + H[p_t])^2: the variance of phi in own text       (ours)
+    z, p             sum phi / sqrt(sum V), about standard normal in own text, and its p-value     (ours)
 
 What phi does not say: in text drawn from q it is H(p) - H(q) - KL(q||p) on average. That is negative for most
 foreign text, but positive for text more typical than the model's own (greedy, low temperature): phi < 0 means
-"out of distribution" only at equal entropy. Left out: the paper's derivation of phi as the best signal-to-noise.
+"out of distribution" only at equal entropy.
+
+Left out: the paper's derivation of phi as the statistic with the best signal-to-noise ratio.
 
     python ddt.py                                    the theory on the toy, under a minute
     python ddt.py --html phi.html --out runs/ddt     also a page of coloured texts, and numbers for every text
@@ -58,13 +60,13 @@ def logp_entropy(logits, targets):
 
 
 def cll(logp, entropy):
-    """Centered log-likelihood phi = log p(y) + H[p] (section 2 of the paper); mean 0 if y was drawn from p."""
+    """Centered log-likelihood phi = log p(y) + H[p] (paper, section 2); mean 0 if y was drawn from p."""
     return logp + entropy
 
 
 def varentropy(logits):
-    """V = sum_v p(v) (log p(v) + H)^2, the variance of phi if y was drawn from p: (..., V) -> (...) float32."""
-    log_p = logits.log_softmax(-1, dtype=torch.float32).clamp(min=-200)  # exp(-200) is 0; 0 * inf would be NaN
+    """V = sum_v p(v) (log p(v) + H)^2, the variance of phi if y ~ p: logits (..., V) -> (...) float32."""
+    log_p = logits.log_softmax(-1, dtype=torch.float32).clamp(min=-200)  # exp(-200) = 0; 0 * inf is NaN
     p = log_p.exp()
     entropy = -(p * log_p).sum(-1, keepdim=True)
     return (p * (log_p + entropy) ** 2).sum(-1)
@@ -76,9 +78,9 @@ logits_varentropy = varentropy  # for token_stats, which has an argument of that
 def sequence_test(phi, varentropy, mask):
     """Could the model have written this sequence? z = sum phi / sqrt(sum V), two-sided p-value.   (ours)
 
-    phi, varentropy (B, T) and mask (B, T), True on the tokens to test -> z (B,), p (B,). If the model drew every
-    token, sum phi is a martingale with variance sum V, so z is about standard normal for long texts. A sequence
-    without surprise and without uncertainty (or without tokens) has z = 0, p = 1.
+    phi, varentropy (B, T); mask (B, T), True on the tokens to test -> z (B,), p (B,). If the model drew the
+    tokens, sum phi is a martingale with variance sum V, so z is about standard normal for long texts.
+    A sequence without surprise and without uncertainty (or without tokens) has z = 0, p = 1.
     """
     total = torch.where(mask.bool(), phi, 0).sum(-1)
     variance = torch.where(mask.bool(), varentropy, 0).sum(-1)
@@ -91,13 +93,13 @@ def sequence_test(phi, varentropy, mask):
 def token_stats(model, ids, mask, temperature=1.0, want=None, varentropy=False):
     """log p(y) and H[p] of every token of a batch, without ever holding its (B, T, V) logits.
 
-    ids (B, T) int64; mask (B, T), True on real tokens (padding left or right); want (B, T), True on the tokens
-    to compute (default: all) -> logp, entropy (and varentropy if asked), each (B, T-1) float32. Column t is about
-    token t+1, and exactly 0 where that token is masked, unwanted or without a real token before it. Gradients are
-    exact. ValueError if the model has no output head.
+    ids (B, T) int64; mask (B, T), True on real tokens (padding left or right); want (B, T), True on those to
+    compute (default: all) -> logp, entropy (and varentropy if asked), each (B, T-1) float32. Column t is
+    about token t+1; it is exactly 0 where that token is masked, unwanted or has no real token before it.
+    Gradients are exact. ValueError if the model has no output head.
 
-    The backbone runs once. The output head then runs on a few tokens at a time, and each piece is checkpointed:
-    the backward pass computes its logits again instead of keeping them.
+    The backbone runs once. The output head then runs on a few tokens at a time, each piece checkpointed: the
+    backward pass computes its logits again instead of keeping them.
     """
     mask = mask.bool()
     backbone = find_backbone(model)
@@ -117,7 +119,8 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, varentropy=False):
     size = max(1, CHUNK.get(ids.device.type, 2 ** 22) // model.config.get_text_config().vocab_size)
     chunks = zip(output.last_hidden_state[:, :-1][wanted].split(size), ids[:, 1:][wanted].split(size))
     if torch.is_grad_enabled():
-        parts = [checkpoint(chunk_stats, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        parts = [checkpoint(chunk_stats, *chunk, use_reentrant=False, preserve_rng_state=False)
+                 for chunk in chunks]
     else:
         parts = [chunk_stats(*chunk) for chunk in chunks]
     zeros = torch.zeros(wanted.shape, device=ids.device)
@@ -130,15 +133,15 @@ def find_backbone(model):
     if backbone is model:  # transformers does not know it for every architecture: it is the innermost model
         backbone = [module for module in model.modules() if isinstance(module, PreTrainedModel)][-1]
     if backbone is model or model.get_output_embeddings() is None:
-        raise ValueError(f"token_stats finds no output head in {type(model).__name__}: give a causal language model")
+        raise ValueError(f"token_stats needs a causal language model, {type(model).__name__} has no head")
     return backbone
 
 
 def head(model, backbone, output_type, hidden):
     """Final hidden states (n, D) -> logits (n, V).
 
-    What follows the backbone differs between architectures (bias, soft-capping, scaling, ...). So this runs the
-    model's own forward, with a stand-in for the backbone that returns the hidden states known already.
+    What follows the backbone differs between architectures (bias, soft-capping, scaling, ...). So this runs
+    the model's own forward, with a stand-in for the backbone that returns the hidden states already known.
     """
     known = mock.Mock(return_value=output_type(last_hidden_state=hidden[None]))
     with mock.patch.object(backbone, "forward", known):
@@ -175,7 +178,7 @@ def pad(lists):
 def tempered_divergence(logp, log_q, entropy_q, temperature):
     """KL(q||p) of q = p^(1/temperature) / Z, exactly, from log p(y), log q(y) of any one token y, and H(q).
 
-    log Z = log p(y) / temperature - log q(y) whichever y, so E_q[log p] = temperature (log Z - H(q)) is known."""
+    log Z = log p(y) / temperature - log q(y) for whichever y, and E_q[log p] = temperature (log Z - H(q))."""
     return -entropy_q - (logp - temperature * (log_q + entropy_q))  # -H(q) - E_q[log p]
 
 
@@ -190,20 +193,21 @@ def sequence_statistics(logp, entropy, variance, mask):
 
 
 def auroc(own, foreign):
-    """Chance that an own text scores higher than a foreign one: 1 separates them, 0.5 tells nothing. (N,), (M,)"""
+    """(N,), (M,) -> the chance that an own text scores higher than a foreign one; 0.5 tells nothing."""
     own, foreign = own[:, None], foreign[None]
     return ((own > foreign).float() + 0.5 * (own == foreign)).mean().item()
 
 
 def snr(own, foreign):
     """Distance of the means in units of the spread, |m1 - m2| / sqrt((s1^2 + s2^2) / 2)."""
-    return ((own.mean() - foreign.mean()).abs() / ((own.var() + foreign.var()) / 2).sqrt()).item()
+    spread = ((own.var(correction=0) + foreign.var(correction=0)) / 2).sqrt()
+    return ((own.mean() - foreign.mean()).abs() / spread).item()
 
 
 # ---- showing texts -----------------------------------------------------------------------------------------
 
 def pieces(tokenizer, ids):
-    """The text of every token; joined they are the whole. A character of several tokens appears with its last."""
+    """The text of every token; joined they are the whole. A character of two tokens comes with the second."""
     decode = lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False).rstrip("\ufffd")
     texts = [decode(ids[:t]) for t in range(len(ids) + 1)]
     return [after[len(before):] for before, after in zip(texts, texts[1:])]
@@ -226,8 +230,8 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Could the model have written this?</title>
 <style>
-:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --paper: #fff; --card: #f6f8fa; --line: #d8dee4;
-  --low: 225 60 40; --high: 40 125 230 }
+:root { color-scheme: light dark; --low: 225 60 40; --high: 40 125 230;
+  --ink: #1f2328; --soft: #59636e; --paper: #fff; --card: #f6f8fa; --line: #d8dee4 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --soft: #9aa3ad; --paper: #13161a; --card: #1c2128; --line: #363e48 } }
 body { max-width: 50rem; margin: 3rem auto; padding: 0 1.5rem; background: var(--paper); color: var(--ink);
@@ -239,18 +243,18 @@ figure { margin: .8rem 0; padding: .8rem 1.1rem 1rem; border: 1px solid var(--li
 figcaption, .small { display: flex; flex-wrap: wrap; gap: .2rem .8rem; align-items: center; font-size: .85rem;
   color: var(--soft) }
 figcaption b { color: var(--ink); margin-right: auto }
-pre { margin: .5rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/2 ui-monospace, monospace }
+pre { margin: .5rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/2 monospace }
 pre span { padding: .2em 0; border-radius: .2em; background: rgb(var(--hue) / var(--alpha)) }
 i { width: 14rem; height: 1rem; border-radius: .3rem;
   background: linear-gradient(to right, rgb(var(--low) / .75), transparent, rgb(var(--high) / .75)) }
 </style>
 <h1>Could the model have written this?</h1>
-<p>A token's colour is &phi; = log p + H: how much likelier it was than what the model would have drawn in its place,
-on average. Rest the pointer on a token for its numbers.</p>
+<p>A token's colour is &phi; = log p + H: how much likelier it was than what the model would have drawn in its
+place, on average. Rest the pointer on a token for its numbers.</p>
 <p class="small">&phi; &le; &minus;5, surprising <i></i> &phi; &ge; 5, more typical than its own</p>
 BODY
 <p class="small">Read by the model MODEL at temperature 1. In its own text &phi; is zero on average, and
-z = &Sigma;&phi; / &radic;&Sigma;V of a long text is about standard normal; shown are the longest of its texts.
+z = &Sigma;&phi; / &radic;&Sigma;V of a long text is about standard normal; shown are its longest texts.
 Negative &phi; means out of distribution only at equal entropy: greedy text is blue.</p>
 </html>
 """
@@ -286,12 +290,12 @@ expected 0 +- {1.96 * variance.sum().sqrt() / mask.sum():.4f} (95 %)
         tests = len(phi) // size
         if size == 1 or tests >= 50:
             z, p = sequence_test(*(x[:tests * size].reshape(tests, -1) for x in (phi, variance, mask)))
-            print(f"    {size:12}{size * mask.sum() / len(mask):16.1f}{tests:8}{z.mean():9.2f}{z.std():11.2f}"
-                  f"{100 * (p < 0.05).float().mean():9.1f} %")
+            print(f"    {size:12}{size * mask.sum() / len(mask):16.1f}{tests:8}"
+                  f"{z.mean():9.2f}{z.std(correction=0):11.2f}{100 * (p < 0.05).float().mean():9.1f} %")
 
 
 def show_other_text(stats, drawn):
-    """(b) Mean phi of every text, and what the formula says where q is known: drawn[name] = T, log q(y), H(q)."""
+    """(b) Mean phi of all texts, and the formula where q is known: drawn[name] = T, log q(y), H(q)."""
     print("""
 (b) In other text it is not: drawn from q, phi is H(p) - H(q) - KL(q||p) on average. Means over all tokens:
 
@@ -307,10 +311,11 @@ def show_other_text(stats, drawn):
         divergence = tempered_divergence(logp, log_q, entropy_q, t)
         formula = entropy - entropy_q - divergence
         error = 1.96 * ((phi - formula) * mask).sum(-1).norm() / mask.sum()  # different texts are independent
-        print(f"{mean(entropy_q):8.3f}{mean(divergence):10.3f}{mean(formula):+15.3f}{mean(phi):+11.3f}{error:12.3f}")
+        print(f"{mean(entropy_q):8.3f}{mean(divergence):10.3f}{mean(formula):+15.3f}{mean(phi):+11.3f}"
+              f"{error:12.3f}")
     print("""
-    Cold text is more typical than the model's own, phi > 0; hot and foreign text are less, phi < 0. So phi < 0
-    means "out of distribution" only at equal entropy: H(p) - H(q) can outweigh the divergence.""")
+    Cold text is more typical than the model's own, phi > 0; hot and foreign text are less, phi < 0. So
+    phi < 0 means "out of distribution" only at equal entropy: H(p) - H(q) can outweigh the divergence.""")
 
 
 def show_discriminants(own, foreign):
@@ -328,26 +333,30 @@ def show_discriminants(own, foreign):
 
 
 def show_tokens(problems, texts, stats, table, tokenizer, count=3):
-    """(d) Prints a pair of texts token by token, and returns `count` pairs as HTML: where the model wrote most."""
+    """(d) Own text and demonstration of the problems where the model wrote most: prints one pair, returns
+    `count` pairs as HTML."""
     n = len(texts[OWN]) // len(problems)
     longest = [max(range(i * n, i * n + n), key=lambda r: len(texts[OWN][r])) for i in range(len(problems))]
     chosen = sorted(range(len(problems)), key=lambda i: -len(texts[OWN][longest[i]]))[:count]
-    colour, body = sys.stdout.isatty() and "NO_COLOR" not in os.environ, ""
-    print("\n(d) Token by token, for the longest text the model wrote. " +
-          ("phi: " + " ".join(paint(f" {label} ", limit - 0.5, colour) for limit, _, label in SHADES) if colour
-           else "<phi> follows tokens where it is below -1 or above 1."))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    legend = "phi: " + " ".join(paint(f" {label} ", limit - 0.5, True) for limit, _, label in SHADES)
+    if not colour:
+        legend = "<phi> follows tokens where it is below -1 or above 1."
+    print(f"\n(d) Token by token, for the longest text the model wrote. {legend}")
+    body = ""
     for problem in chosen:
         question = problems[problem]["problem"]
         question = question if isinstance(question, str) else question[-1]["content"]
         body += f"<h2>{html.escape(question)}</h2>\n"
-        for title, name, i in (("the model's own", OWN, longest[problem]), ("demonstration", FOREIGN, problem)):
+        for title, name, i in (("own", OWN, longest[problem]), ("demonstration", FOREIGN, problem)):
             logp, entropy, mask = (stats[name][k][i] for k in (0, 1, 3))
             z, p, words = table[name]["z"][i], table[name]["p"][i], pieces(tokenizer, texts[name][i])
             verdict = f"z = {z:+.1f}, p " + (f"= {p:.2g}" if p > 1e-6 else "< 1e-6")
             body += figure(title, html.escape(verdict), words, logp[mask], entropy[mask])
             if problem == chosen[0]:
-                painted = [paint(word, x, colour) for word, x in zip(words, cll(logp, entropy).tolist())]
-                print(f"\n    {title} ({verdict}):\n    {''.join(painted)}")
+                phi = cll(logp, entropy).tolist()
+                painted = "".join(paint(word, x, colour) for word, x in zip(words, phi))
+                print(f"\n    {title} ({verdict}):\n    " + painted.replace("\n", "\n    "))
     return body
 
 
@@ -370,12 +379,13 @@ def main(flags):
     out = out / "texts.jsonl" if out.is_dir() or not out.suffix else out
     for name, path in (("--html", Path(flags.html)), ("--out", out)):
         nearest = next(p for p in path.absolute().parents if p.exists())
-        if getattr(flags, name[2:]) and (path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK)):
+        writable = nearest.is_dir() and os.access(nearest, os.W_OK) and not path.is_dir()
+        if getattr(flags, name[2:]) and not writable:
             raise InputError(f"{name} {path} cannot be written: name a file in a directory of yours")
     problems = toy.problems("train", flags.problems, flags.seed) if flags.data == "toy" else \
         load_problems(flags.data, require=("solution",))[:flags.problems]
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
-    print(f"The model {flags.model} reads its own answers to {len(problems)} problems and their demonstrations.")
+    print(f"The model {flags.model} reads its answers to {len(problems)} problems, and their demonstrations.")
 
     # The texts: what the model writes at several temperatures, and the demonstrations.
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
@@ -387,7 +397,8 @@ def main(flags):
     texts[FOREIGN] = [demo_ids(tokenizer, solution)[:max_new_tokens] for solution in solutions]
 
     # All are read by the model at temperature 1; its own once more at the temperature they were drawn at.
-    contexts = {name: [p for p in prompts for _ in range(len(ids) // len(prompts))] for name, ids in texts.items()}
+    contexts = {name: [p for p in prompts for _ in range(len(ids) // len(prompts))]
+                for name, ids in texts.items()}
     stats = {name: read(model, contexts[name], texts[name]) for name in texts}
     drawn = {name: (t, *read(model, contexts[name], texts[name], t)[:2]) for name, t in temperatures.items()}
     table = {name: sequence_statistics(*stats[name]) for name in texts}
@@ -405,9 +416,10 @@ def main(flags):
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(out, "w", encoding="utf-8") as file:
             for name, columns in table.items():
+                columns = {key: column.nan_to_num().tolist() for key, column in columns.items()}
                 for i, ids in enumerate(texts[name]):
                     row = {"source": name, "problem": i * len(problems) // len(texts[name])}
-                    row |= {key: column.nan_to_num()[i].item() for key, column in columns.items()}
+                    row |= {key: column[i] for key, column in columns.items()}
                     row["text"] = tokenizer.decode(ids, skip_special_tokens=True)
                     file.write(json.dumps(row) + "\n")
 

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def build(vocab_size, hidden_size=64, layers=2):
     torch.manual_seed(0)
     return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096)).cuda()
+        vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2)).cuda()
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -41,7 +41,7 @@ def test_chunks_equal_the_plain_forward(autocast, monkeypatch):
 
 
 def test_memory_at_the_vocabulary_of_qwen():
-    """8,192 tokens, vocabulary 151,936: one float32 copy of the logits is 5 GB, and the plain way needs several."""
+    """8,192 tokens, vocabulary 151,936: one copy of the logits is 5 GB, and the plain way needs several."""
     model = build(151_936, hidden_size=256)
     ids = torch.randint(1000, (4, 2049), generator=torch.Generator().manual_seed(0)).cuda()
     mask = torch.ones_like(ids, dtype=torch.bool)

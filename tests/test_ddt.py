@@ -1,6 +1,8 @@
-"""ddt.py: statistics against loops in float64, limit cases, every kind of model, and the memory that is not used."""
+"""ddt.py: statistics against double precision, limit cases, many architectures, and memory not used."""
+import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import ddt  # noqa: E402
+import eval  # noqa: E402
+import toy  # noqa: E402
 
 INF = math.inf
 
@@ -26,7 +30,7 @@ def loop(logits, target):
     return log_p[target], entropy, variance
 
 
-# ---- the mathematics ------------------------------------------------------------------------------------------------
+# ---- the mathematics ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("scale", [0.01, 1, 30, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,7 +62,7 @@ def test_limits():
 @pytest.mark.parametrize("scale", [1, 1e4])
 @pytest.mark.parametrize("banned", [0, 3])
 def test_gradients_equal_double_precision(scale, banned):
-    """Both gradients, against a plain float64 autograd of the definitions (the banned words left out of it)."""
+    """Both gradients, against float64 autograd of the plain definitions (the banned words left out of it)."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(6, 11, generator=generator) * scale
     logits[:, 11 - banned:] = -INF
@@ -74,7 +78,8 @@ def test_gradients_equal_double_precision(scale, banned):
     entropy = -(log_p.exp() * log_p).sum(-1)
     logp = log_p[torch.arange(6), targets]
     (weights[0] * logp + weights[1] * entropy + weights[2] * logp * entropy).sum().backward()
-    assert torch.allclose(ours.grad[:, :11 - banned], exact.grad.float(), rtol=1e-4, atol=1e-5 * max(1, scale / 100))
+    tolerance = 1e-5 * max(1, scale / 100)
+    assert torch.allclose(ours.grad[:, :11 - banned], exact.grad.float(), rtol=1e-4, atol=tolerance)
     assert (ours.grad[:, 11 - banned:] == 0).all()
 
 
@@ -109,14 +114,25 @@ def test_phi_of_foreign_text_is_the_difference_of_entropies_minus_the_divergence
     assert (colder * phi).sum() > 0.1
 
 
-# ---- the sequence test ----------------------------------------------------------------------------------------------
+def test_divergence_of_tempered_text_is_exact_from_any_token():
+    logits = torch.randn(30, generator=torch.Generator().manual_seed(3)) * 2
+    for temperature in (0.3, 1.0, 1.7):
+        log_p, log_q = logits.log_softmax(-1), (logits / temperature).log_softmax(-1)
+        expected = (log_q.exp() * (log_q - log_p)).sum()
+        entropy_q = -(log_q.exp() * log_q).sum()
+        for y in range(30):
+            got = ddt.tempered_divergence(log_p[y], log_q[y], entropy_q, temperature)
+            assert got.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+# ---- the sequence test -------------------------------------------------------------------------------------
 
 def test_sequence_test_is_calibrated_and_finds_foreign_text():
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(2000, 60, 12, generator=generator) * 2
 
     def test(drawn_from):
-        tokens = torch.multinomial(drawn_from.softmax(-1).flatten(0, 1), 1, generator=generator).view(2000, 60)
+        tokens = torch.multinomial(drawn_from.softmax(-1).view(-1, 12), 1, generator=generator).view(2000, 60)
         phi = ddt.cll(*ddt.logp_entropy(logits, tokens))
         return ddt.sequence_test(phi, ddt.varentropy(logits), torch.ones_like(phi, dtype=torch.bool))
 
@@ -138,10 +154,11 @@ def test_sequence_test_by_hand():
     assert p.tolist() == pytest.approx([0.31731, 1, 0], abs=1e-4)
 
 
-# ---- token_stats: any model, any padding ----------------------------------------------------------------------------
+# ---- token_stats: any model, any padding -------------------------------------------------------------------
 
 SMALL = dict(vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+             num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=1,
+             bos_token_id=2)
 OLD = dict(vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=1)
 MODELS = {  # what makes each different stands beside it
     "Qwen2": dict(SMALL, tie_word_embeddings=True),
@@ -215,7 +232,8 @@ def test_token_stats_equal_the_plain_forward(name, small_chunks):
     for name, gradient in ours.items():
         assert torch.allclose(gradient, expected[name], rtol=1e-3, atol=1e-3), name
     with torch.no_grad():
-        assert torch.allclose(torch.stack(ddt.token_stats(model, ids, mask, 0.7, varentropy=True)), stats, atol=1e-6)
+        again = torch.stack(ddt.token_stats(model, ids, mask, 0.7, varentropy=True))
+    assert torch.allclose(again, stats, atol=1e-6)
 
 
 def test_only_wanted_tokens_are_computed(small_chunks):
@@ -274,10 +292,10 @@ def test_a_model_without_a_head_is_refused_by_name():
         ddt.token_stats(build("Qwen2").model, ids, ids)
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 class MemoryMeter(TorchDispatchMode):
-    """Follows every tensor made inside it: .largest single one and the .peak of all alive at once, in bytes."""
+    """Follows every tensor made inside it: the .largest, and the .peak of all alive at once, in bytes."""
 
     def __init__(self):
         super().__init__()
@@ -296,7 +314,7 @@ class MemoryMeter(TorchDispatchMode):
 
 
 def test_the_logits_of_a_batch_never_exist(monkeypatch):
-    """Vocabulary 20,000, 512 tokens: (B, T, V) logits are 41 MB in float32. Forward and backward stay far below that."""
+    """Vocabulary 20,000, 512 tokens: float32 logits are 41 MB. Forward and backward stay far below that."""
     V = 20_000
     monkeypatch.setattr(ddt, "CHUNK", {"cpu": 16 * V})  # 16 tokens at a time, 1.3 MB
     model = build("Qwen2", vocab_size=V, hidden_size=8, intermediate_size=8, num_attention_heads=1,
@@ -326,3 +344,111 @@ def test_logp_entropy_keeps_two_copies_of_the_logits():
         logp, entropy = ddt.logp_entropy(logits, torch.zeros(64, dtype=torch.long))
         kept = sum(size for reference, size in meter.alive.values() if not reference.expired())
     assert kept < 2.1 * 4 * logits.numel()
+
+
+# ---- the chapter -------------------------------------------------------------------------------------------
+
+def test_discriminants_by_hand():
+    own, foreign = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0])
+    assert ddt.auroc(own, foreign) == pytest.approx((3 + 1.5) / 6)  # 1 > 0; 2 > 0, 2 = 2; 3 > 0, 3 > 2
+    assert ddt.snr(own, foreign) == pytest.approx(1 / math.sqrt((2 / 3 + 1) / 2))
+
+
+def test_read_is_token_stats_of_each_response_alone():
+    model = build("Qwen2")
+    generator = torch.Generator().manual_seed(11)
+    prompts, responses = ([torch.randint(3, 100, (n,), generator=generator).tolist() for n in lengths]
+                          for lengths in ((3, 7, 2), (5, 1, 8)))
+    *stats, mask = ddt.read(model, prompts, responses, 0.7, rows=2)
+    assert mask.sum(1).tolist() == [5, 1, 8]
+    for r, (prompt, response) in enumerate(zip(prompts, responses)):
+        alone = plain(model, torch.tensor([prompt + response]), 0.7)
+        for ours, expected in zip(stats, alone):
+            assert torch.allclose(ours[r, mask[r]], expected[len(prompt) - 1:], atol=1e-5)
+            assert (ours[r, ~mask[r]] == 0).all()
+
+
+def test_sequence_statistics_by_hand():
+    logp, entropy = torch.tensor([[-4.0, -1.0, 0.0]]), torch.tensor([[0.5, 1.5, 0.0]])
+    mask = torch.tensor([[True, True, False]])
+    row = {key: value.item() for key, value in ddt.sequence_statistics(logp, entropy, entropy, mask).items()}
+    z = -3 / math.sqrt(2)
+    assert row == pytest.approx({
+        "tokens": 2, "mean_logp": -2.5, "mean_entropy": 1.0, "total_phi": -3.0, "mean_phi": -1.5,
+        "phi<-1": 0.5, "phi<-3": 0.5, "phi<-5": 0.0, "phi>0": 0.5, "z": z, "p": math.erfc(-z / math.sqrt(2))})
+
+
+def test_pieces_of_characters_that_span_tokens():
+    """A byte-level tokenizer without merges: one token a byte, and yet no broken character is shown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    words = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    raw = Tokenizer(models.BPE(vocab=words, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
+    text = "caf\u00e9 \U0001f600\n<b>"
+    words = ddt.pieces(tokenizer, tokenizer(text).input_ids)
+    assert "".join(words) == text and len(words) == len(text.encode())
+    assert words[3:5] == ["", "\u00e9"]
+
+
+def test_a_hostile_text_does_not_reach_terminal_or_page():
+    assert "\033[2J" not in ddt.paint("\033[2J", -9, True) and "\033" not in ddt.paint("\033[2J", -9, False)
+    assert ddt.paint("word", -4.2, False) == "word<-4.2>" and ddt.paint("word", 0.5, True) == "word"
+    shown = ddt.figure("own", "", ["<script>"], torch.tensor([-1.0]), torch.tensor([0.5]))
+    assert "<script>" not in shown and "&lt;script&gt;" in shown and "phi -0.50" in shown
+
+
+def checkpoint_and_data(folder):
+    """A directory with an untrained model and the toy's tokenizer, and a file of five problems: as flags."""
+    tokenizer = toy.tokenizer()
+    model = build("Qwen2", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"problem": f"{i} a +3 ?", "solution": f"think {i} a +3 \\boxed{{{i + 3}}}", "answer": str(i + 3)}
+            for i in range(5)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["--model", str(folder / "model"), "--data", str(folder / "data.jsonl"), "--device", "cpu"]
+
+
+def test_the_chapter_on_a_checkpoint_and_a_file(tmp_path, capsys):
+    flags = [*checkpoint_and_data(tmp_path), "--n", "2", "--max_new_tokens", "12", "--temperatures", "0.5"]
+    eval.run(ddt.main, ddt.Flags, [*flags, "--html", f"{tmp_path}/page.html", "--out", f"{tmp_path}/new/out"])
+    shown = capsys.readouterr().out
+    assert "nan" not in shown and "\033" not in shown
+    rows = [json.loads(line) for line in (tmp_path / "new/out/texts.jsonl").read_text().splitlines()]
+    sources = Counter(row["source"] for row in rows)
+    assert sources == {"sampled at T = 0.5": 10, "sampled at T = 1": 10, "demonstrations": 5}
+    assert [row["problem"] for row in rows] == 2 * [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] + [0, 1, 2, 3, 4]
+    assert all(row["mean_phi"] * row["tokens"] == pytest.approx(row["total_phi"], abs=1e-4) for row in rows)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figure>") == 6 and "BODY" not in page and "http" not in page
+    eval.run(ddt.main, ddt.Flags, flags)
+    assert capsys.readouterr().out == shown  # one seed, one output
+
+
+def test_the_formula_holds_on_sampled_text(tmp_path, capsys):
+    """Mean phi measured at each temperature lies within its interval of H(p) - H(q) - KL(q||p)."""
+    flags = [*checkpoint_and_data(tmp_path), "--n", "100", "--max_new_tokens", "20"]
+    eval.run(ddt.main, ddt.Flags, flags)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.strip().startswith("sampled at T")]
+    assert [row[4] for row in rows] == ["0.5", "1", "1.5"]
+    for row in rows:
+        formula, measured, error = map(float, row[-3:])
+        assert abs(formula - measured) < 2 * error + 1e-3 and error < 0.2
+    assert float(rows[0][-2]) > 0.1 and float(rows[2][-2]) < -0.1
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (["--html", "."], "--html"), (["--problems", "0"], "--problems"),
+    (["--temperatures", "0"], "--temperatures"), (["--data", "bare.jsonl"], "bare.jsonl line 1"),
+    (["--out", "bare.jsonl/x.jsonl"], "--out")])
+def test_bad_input_is_one_sentence_and_nothing_written(tmp_path, monkeypatch, capsys, flags, sentence):
+    monkeypatch.chdir(tmp_path)
+    Path("bare.jsonl").write_text('{"problem": "1 a +3 ?", "answer": "4"}\n')
+    with pytest.raises(SystemExit) as exit:
+        eval.run(ddt.main, ddt.Flags, ["--out", "new/x.jsonl", *flags])
+    captured = capsys.readouterr()
+    assert exit.value.code == 2 and not captured.out
+    assert sentence in captured.err and len(captured.err.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bare.jsonl"]
