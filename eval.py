@@ -1,12 +1,13 @@
 """eval.py - how good is a model, and the border where flags, problems and models come in.
 
-A model answers every problem n times, and reward.py says which answers are right. The mean over all answers is
-avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 0.6, top-p 0.95); pass@k is the chance
-that at least one of k answers is right (https://arxiv.org/abs/2107.03374). The 95 % interval draws the *problems*
-anew: n answers to one problem are not n independent pieces of evidence.
+A model answers every problem n times, and reward.py says which answers are right. The mean over all answers
+is avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 0.6, top-p 0.95); pass@k is
+the chance that at least one of k answers is right (https://arxiv.org/abs/2107.03374). The 95 % interval draws
+the *problems* anew: n answers to one problem are not n independent pieces of evidence.
 
-The file is also the project's border. What a user can get wrong - a flag, a line of a data file, a checkpoint - is met
-here with an InputError: one sentence that says where, what, and how to mend it. Behind the border nothing is checked twice.
+The file is also the project's border. What a user can get wrong - a flag, a line of a data file, a checkpoint -
+is met here with an InputError: one sentence that says where, what, and how to mend it. Behind the border nothing
+is checked twice.
 
     n         answers sampled a problem
     c         how many of them are right
@@ -15,10 +16,10 @@ here with an InputError: one sentence that says where, what, and how to mend it.
 
 Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
-    python eval.py                                                       the toy's base model, greedily, in seconds
+    python eval.py                                                       the toy's base model, greedily
     python eval.py --model runs/prefix_rft/checkpoint --out runs/after   a trained one
-    python eval.py --compare runs/eval runs/after                        the difference of the two, problem by problem
-    python eval.py --model Qwen/Qwen2.5-Math-1.5B --data math500 aime25 my.jsonl --n 8 --temperature 0.6 --ks 1 4 8
+    python eval.py --compare runs/eval runs/after                        their difference, problem by problem
+    python eval.py --model Qwen/Qwen2.5-Math-1.5B --data math500 aime25 my.jsonl --n 8 --temperature 0.6 --ks 1 8
 """
 
 import argparse
@@ -42,30 +43,32 @@ import toy
 from reward import extract_answer, rewards
 from sampler import Sampler
 
-INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"      # Prefix-RFT's prompt
+INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"  # Prefix-RFT's
 
 # Benchmarks with a JSONL file on the Hub. Many others are parquet only, which would need one more package.
-BENCHMARKS = {"gsm8k": "hf://DaertML/gsm8k-jsonl/test.jsonl", "math500": "hf://HuggingFaceH4/MATH-500/test.jsonl",
-              "aime25": "hf://math-ai/aime25/test.jsonl", "minerva": "hf://math-ai/minervamath/test.jsonl"}
+BENCHMARKS = {"gsm8k": "hf://DaertML/gsm8k-jsonl/test.jsonl",
+              "math500": "hf://HuggingFaceH4/MATH-500/test.jsonl",
+              "aime25": "hf://math-ai/aime25/test.jsonl",
+              "minerva": "hf://math-ai/minervamath/test.jsonl"}
 
 KEYS = {"problem": ("problem", "question", "prompt"),
         "solution": ("solution", "demo", "demonstration", "completion", "response"),
         "answer": ("answer", "final_answer", "ground_truth")}
 
 
-# ---- flags ---------------------------------------------------------------------------------------------------
+# ---- flags -------------------------------------------------------------------------------------------------
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one sentence: the flag or file, the fault, the mend."""
 
 
 def flag(default, help, low=-1e18, high=1e18):
-    """A dataclass field for HfArgumentParser: default, help and, for numbers, the inclusive range they must lie in."""
+    """A field of flags for HfArgumentParser: default, help and, for numbers, their inclusive range."""
 
     class InRange(argparse.Action):
         def __call__(self, parser, namespace, values, option=None):
             for value in values if isinstance(values, list) else [values]:
-                if not isinstance(value, str) and not low <= value <= high:            # refuses nan and inf, too
+                if not isinstance(value, str) and not low <= value <= high:        # nor nan nor inf
                     parser.error(f"{option} {value} is out of range, it must be {low} to {high}")
             setattr(namespace, self.dest, values)
 
@@ -80,7 +83,7 @@ def flag(default, help, low=-1e18, high=1e18):
 def parse_flags(Flags, argv=None, toy_defaults=None):
     """The command line -> Flags(...). Where argparse would print its usage and exit, an InputError.
 
-    toy_defaults: other defaults for a script whose --data is "toy"; the dataclass holds those for real models."""
+    toy_defaults: {flag: default} for when --data is toy; those in the dataclass are for real models."""
     def error(message):
         raise InputError(f"{message} (--help lists all flags)")
 
@@ -98,13 +101,13 @@ def parse_flags(Flags, argv=None, toy_defaults=None):
 
 
 def run(main, Flags, argv=None, toy_defaults=None):
-    """The last line of every script: flags in, main(flags); a user's mistake is one sentence and exit code 2."""
+    """The last line of every script. A user's mistake becomes one sentence and exit code 2."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
     try:
         main(parse_flags(Flags, argv, toy_defaults))
-    except (InputError, OSError) as error:                   # OSError: disk full, no permission; it names its file
+    except (InputError, OSError) as error:                   # OSError: disk full, no permission, ...
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -121,25 +124,25 @@ def pick_device(name):
 
 
 def new_run(out, resume):
-    """Path(out), if a run may start there or, with resume, go on. Makes no directory: the first result does."""
+    """Path(out), if a run may start or, with resume, go on there. Makes no directory: the first result does."""
     out = Path(out)
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise InputError(f"--out {out} already holds a run: add --resume to continue it or name another --out")
+        raise InputError(f"--out {out} already holds a run: add --resume or name another --out")
     nearest = next(p for p in [out, *out.absolute().parents] if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"--out {out}: {nearest} is no directory that can be written to, name another --out")
     return out
 
 
-# ---- problems ------------------------------------------------------------------------------------------------
+# ---- problems ----------------------------------------------------------------------------------------------
 
 def load_problems(path, require=("answer",)):
     """Problems from a .jsonl or .json file, or from the Hub (hf://owner/name/path/to/file.jsonl).
 
-    Returns a list of {"problem": str or chat messages, "solution": str, list of str or None, "answer": str or None};
-    the keys in `require` are never empty. Understood are our own keys and their aliases (KEYS), GSM8K as published,
-    TRL's prompt/completion and messages, alpaca's instruction/input/output, and multiple choice (a list under
-    "choices"). InputError names the file, the line and what is wrong with it: no line is skipped."""
+    Returns a list of {"problem": str or chat messages, "solution": str, list of str or None, "answer": str or
+    None}; the keys in `require` are never empty. Understood are our own keys and their aliases (KEYS), GSM8K
+    as published, TRL's prompt/completion and messages, alpaca's instruction/input/output, and multiple choice (a
+    list under "choices"). InputError names the file, the line and what is wrong with it: no line is skipped."""
     problems = []
     for where, row in read_rows(path):
         try:
@@ -157,7 +160,7 @@ def load_problems(path, require=("answer",)):
 
 
 def read_rows(path):
-    """Yields (where, row): every object of a JSONL file or of one JSON array, and the place to name if it is bad."""
+    """Yields (where, row): every object of a JSONL file or of a JSON array, and how to name its place."""
     path = str(path)
     try:
         text = Path(download(path) if path.startswith("hf://") else path).read_text(encoding="utf-8-sig")
@@ -172,8 +175,8 @@ def read_rows(path):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            number = getattr(error, "lineno", 1) if array else number
-            raise InputError(f"{path} line {number} is not valid JSON: {getattr(error, 'msg', error)}") from None
+            number, why = getattr(error, "lineno", 1) if array else number, getattr(error, "msg", error)
+            raise InputError(f"{path} line {number} is not valid JSON: {why}") from None
         for item, row in enumerate(value if array else [value], 1):
             where = f"{path} item {item}" if array else f"{path} line {number}"
             if not isinstance(row, dict):
@@ -188,19 +191,21 @@ def download(path):
         raise InputError(f"{path} is incomplete: write hf://owner/name/path/to/file.jsonl")
     try:
         return huggingface_hub.hf_hub_download(f"{owner}/{name}", file, repo_type="dataset")
-    except Exception as error:                               # offline, gated, renamed: a dozen kinds, one answer
+    except Exception as error:                               # offline, gated, renamed, ...
         raise InputError(f"{path} could not be downloaded: {one_line(error)}") from None
 
 
 def normalise(row):
-    """A row in any understood format -> {"problem", "solution", "answer"}; what is missing or empty is None."""
+    """A row in any format -> {"problem", "solution", "answer"}; what is missing or empty is None."""
     if "messages" in row:                                    # TRL: the last assistant turn is the demonstration
         turns = chat(row["messages"])
-        row = {"solution": turns.pop()["content"] if turns[-1]["role"] == "assistant" else None, "problem": turns, **row}
+        last = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
+        row = {"problem": turns, "solution": last, **row}
     elif "instruction" in row:                               # alpaca
         parts = [string(row.get(key), key) for key in ("instruction", "input")]
         row = {"problem": "\n".join(filter(None, parts)), "solution": row.get("output"), **row}
-    problem, solution, answer = (next((row[k] for k in KEYS[key] if row.get(k) not in (None, "")), None) for key in KEYS)
+    problem, solution, answer = (next((row[k] for k in aliases if row.get(k) not in (None, "")), None)
+                                 for aliases in KEYS.values())
 
     problem = chat(problem) if isinstance(problem, list) else string(problem, "problem")
     if isinstance(solution, list) and solution and isinstance(solution[0], dict):
@@ -235,14 +240,14 @@ def string(value, key):
 
 def chat(turns):
     """A fresh copy of turns, if they are a chat: a list of {"role", "content"}."""
-    if not (isinstance(turns, list) and turns and all(
-            isinstance(t, dict) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str) for t in turns)):
+    if not (isinstance(turns, list) and turns and all(isinstance(t, dict) for t in turns) and all(
+            isinstance(t.get("role"), str) and isinstance(t.get("content"), str) for t in turns)):
         raise InputError('a chat must be a list of {"role": "user", "content": "..."}')
     return [{"role": t["role"], "content": string(t["content"], "content") or ""} for t in turns]
 
 
 def gsm8k(answer):
-    """GSM8K's answer, "48/2 = <<48/2=24>>24 ... #### 1,042" -> (a demonstration that earns its reward, "1042")."""
+    """GSM8K's "48/2 = <<48/2=24>>24 ... #### 1,042" -> (a demonstration that earns its reward, "1042")."""
     worked, _, final = answer.rpartition("####")
     final = re.sub(r"(?<=\d),(?=\d{3})", "", final.strip())
     worked = re.sub(r"<<[^<>]*>>", "", worked).strip()       # marks meant for a calculator
@@ -250,8 +255,8 @@ def gsm8k(answer):
 
 
 def lettered(problem, choices, answer):
-    """Multiple choice -> (problem with lettered options, answer as a letter). The answer may come as an option, an
-    index from 0 or a letter; what could be two of these is read in this order."""
+    """Multiple choice -> (problem with lettered options, answer as a letter). The answer may come as an option,
+    an index from 0 or a letter; what could be two of these is read in this order."""
     if not isinstance(problem, str) or not isinstance(choices, list) or not 2 <= len(choices) <= 26:
         raise InputError("choices must be a list of 2 to 26 options, and the problem a text")
     letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(choices)])
@@ -262,7 +267,7 @@ def lettered(problem, choices, answer):
     elif answer is not None:
         answer = str(answer).strip(" ().").upper()
         if answer not in letters:
-            raise InputError(f"answer {answer} is no option, no index from 0 and no letter A to {letters[-1]}")
+            raise InputError(f"answer {answer} is no option, no index and no letter A to {letters[-1]}")
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices))
     return f"{problem}\n\n{options}\n\nAnswer with the letter of the right option.", answer
 
@@ -281,47 +286,48 @@ def load_benchmarks(names):
     return benchmarks
 
 
-# ---- models --------------------------------------------------------------------------------------------------
+# ---- models ------------------------------------------------------------------------------------------------
 
 def load_model(name, device, seed=0):
     """"toy", a checkpoint directory or a Hub id -> (model in float32 and eval mode on `device`, tokenizer).
 
-    seed: of the toy's pre-training. InputError if it is no complete decoder-only model with a tokenizer and an EOS."""
+    seed: of the toy's pre-training. InputError if it is no complete decoder with a tokenizer and an EOS."""
     if name == "toy":
         model, tokenizer = toy.base_model(seed)
         return model.to(device).eval(), tokenizer
     if not os.path.isdir(name) and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise InputError(f"--model {name} is no directory: give toy, a checkpoint directory or a Hub id (owner/name)")
+        raise InputError(f"--model {name} is no directory: give one, a Hub id (owner/name) or toy")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False,
-                                                           output_loading_info=True, ignore_mismatched_sizes=True)
-    except Exception as error:                               # whatever the libraries raise, to the user it is one thing
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True)                    # so that they come back in info, to be named below
+    except Exception as error:                               # the libraries raise a dozen kinds
         raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
     model = model.to(device).eval()
     fault = model_fault(model, tokenizer, [*sorted(info["missing_keys"]), *info["mismatched_keys"]])
     if fault:
         raise InputError(f"--model {name} {fault}")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token            # we carry masks instead, but other libraries ask for it
+        tokenizer.pad_token = tokenizer.eos_token            # we use masks, but other libraries ask
     return model, tokenizer
 
 
 @torch.no_grad()
 def model_fault(model, tokenizer, absent):
-    """Why something that loads is still no model to sample from, or None. absent: weights that were not in its files."""
+    """Why what was loaded is no model to sample from, or None. absent: weights that were not in its files."""
     if absent:
-        return f"lacks weights or has them in another shape ({absent[0]}): give a complete causal language model"
+        return f"lacks weights or has them in another shape ({absent[0]}): give a complete language model"
     if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
         return "comes without a tokenizer: save one into the same directory (tokenizer.save_pretrained)"
     if tokenizer.eos_token_id is None:
-        return "has a tokenizer without eos_token, so no response could end: name one in tokenizer_config.json"
+        return "has a tokenizer without eos_token, so no response ends: name one in tokenizer_config.json"
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         return "has a tokenizer with more tokens than the model: the two do not belong together"
     one, other = model(torch.tensor([[0, 0], [0, 1]], device=model.device)).logits[:, 0].float()
     if not one.isfinite().all():
         return "computes nan or inf: its weights are damaged"
-    if not torch.allclose(one, other, atol=1e-3):            # the second token changed what is said after the first
+    if (one - other).abs().max() > 1e-4 * one.abs().max():   # the second token changed what the first says
         return "looks ahead, as an encoder does: give a decoder-only language model"
 
 
@@ -341,7 +347,7 @@ def prompt_ids(tokenizer, problem):
             raise InputError(f"the tokenizer's chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(prompt, add_special_tokens=False).input_ids
     ids = tokenizer("\n".join(turn["content"] for turn in turns) + "\n").input_ids
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids        # some tokenizers close whatever they are given
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids    # some tokenizers close every text
 
 
 def demo_ids(tokenizer, solution):
@@ -352,15 +358,17 @@ def demo_ids(tokenizer, solution):
 def stop_ids(model, tokenizer):
     """The token ids that end a response: the tokenizer's EOS and those of the model's generation_config."""
     eos = getattr(model.generation_config, "eos_token_id", None)
-    return tuple(sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, (list, tuple)) else [eos])} - {None}))
+    eos = eos if isinstance(eos, (list, tuple)) else [eos]
+    return tuple(sorted({tokenizer.eos_token_id, *eos} - {None}))
 
 
 def new_sampler(model, prompts, max_new_tokens, rows=64):
-    """A Sampler with room for the longest of `prompts` (lists of ids) and max_new_tokens more, or as many as the model
-    can read -> (sampler, max_new_tokens). InputError if a prompt does not fit or the model cannot be sampled from."""
-    longest, context = max(map(len, prompts)), getattr(model.config, "max_position_embeddings", None) or math.inf
+    """A Sampler with room for the longest of `prompts` (lists of ids) and max_new_tokens more, or as many as the
+    model can read -> (sampler, max_new_tokens). InputError if a prompt does not fit or the sampler refuses."""
+    longest = max(map(len, prompts))
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
     if longest >= context:
-        raise InputError(f"a prompt has {longest} tokens and the model reads {context}: shorten it or take another model")
+        raise InputError(f"a prompt has {longest} tokens and the model reads {context}: shorten the problem")
     max_new_tokens = min(max_new_tokens, context - longest)
     try:
         return Sampler(model, rows=rows, length=longest + max_new_tokens), max_new_tokens
@@ -368,12 +376,12 @@ def new_sampler(model, prompts, max_new_tokens, rows=64):
         raise InputError(f"--model: {one_line(error)}") from None
 
 
-# ---- evaluation ----------------------------------------------------------------------------------------------
+# ---- evaluation --------------------------------------------------------------------------------------------
 
 def pass_at_k(n, c, k):
-    """Chance that k of n answers, c of them right, hold a right one when drawn without replacement (2107.03374, eq. 1).
+    """Chance that k of n answers, c of which are right, hold a right one: 1 - C(n-c, k) / C(n, k).
 
-    1 - C(n-c, k) / C(n, k), subtracted in whole numbers: nothing cancels, only the division rounds.
+    Unbiased (2107.03374, eq. 1). Subtracted in whole numbers, so nothing cancels and only the division rounds.
     ValueError unless 0 <= c <= n and 1 <= k <= n."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
@@ -390,11 +398,12 @@ def interval(values, seed=0, resamples=2000):
 def summarise(responses, ks, seconds, seed=0):
     """A list of n responses for every problem -> the numbers evaluate() returns."""
     n, every = len(responses[0]), [response for row in responses for response in row]
-    right = [sum(response["reward"] for response in row) for row in responses]         # c of every problem
-    tokens = sum(response["length"] for response in every)
-    return {"problems": len(responses), "n": n, "avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed),
+    right = [sum(r["reward"] for r in row) for row in responses]                       # c of every problem
+    tokens = sum(r["length"] for r in every)
+    return {"problems": len(responses), "n": n,
+            "avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed),
             "pass@k": {k: float(np.mean([pass_at_k(n, int(c), k) for c in right])) for k in ks},
-            "length": tokens / len(every), "finished": sum(response["finished"] for response in every) / len(every),
+            "length": tokens / len(every), "finished": sum(r["finished"] for r in every) / len(every),
             "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
@@ -402,10 +411,10 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
              sampler=None, keep=False):
     """Answer every problem (as from load_problems) n times and score the answers; temperature 0 is greedy.
 
-    Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k: share}, "length": mean
-    tokens, "finished": share that stopped by themselves, "seconds" of sampling, "tokens_per_s"}; keep=True adds
-    "responses", n {"text", "reward", "length", "finished"} a problem. sampler: one to use again, with room enough.
-    InputError if some k > n or a prompt is longer than the model can read."""
+    Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k: share}, "length":
+    mean tokens, "finished": share that stopped by themselves, "seconds" of sampling, "tokens_per_s"}; keep=True
+    adds "responses", n {"text", "reward", "length", "finished"} a problem. sampler: one to use again, with room
+    enough. InputError if some k > n or a prompt is longer than the model can read."""
     if not all(1 <= k <= n for k in ks):
         raise InputError(f"--ks {' '.join(map(str, ks))}: pass@k needs 1 <= k <= n, and n is {n}")
     prompts = [prompt_ids(tokenizer, p["problem"]) for p in problems]
@@ -417,14 +426,14 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     seconds = time.perf_counter() - start
     texts = tokenizer.batch_decode(samples.lists(), skip_special_tokens=True)
     scores = rewards(texts, [p["answer"] for p in problems for _ in range(n)])
-    every = [{"text": text, "reward": float(score), "length": length, "finished": finished} for text, score, length, finished
-             in zip(texts, scores, samples.mask.sum(1).tolist(), samples.finished.tolist())]
+    measured = zip(texts, scores, samples.mask.sum(1).tolist(), samples.finished.tolist())
+    every = [{"text": t, "reward": float(r), "length": length, "finished": f} for t, r, length, f in measured]
     responses = [every[i:i + n] for i in range(0, len(every), n)]
     result = summarise(responses, ks, seconds, seed)
     return {**result, "responses": responses} if keep else result
 
 
-# ---- a run: one file of responses a benchmark, results.json, a table -----------------------------------------
+# ---- a run: one file of responses a benchmark, results.json, a table ---------------------------------------
 
 def table(results):
     """{title: summary} -> the lines that the terminal shows."""
@@ -439,8 +448,8 @@ def table(results):
 
 
 def finished_rows(path, problems):
-    """What a killed run had answered; a half-written last line does not count. A sample's randomness belongs to its
-    prompt and not to its batch (sampler.py), so a resumed run ends exactly as an undisturbed one."""
+    """What a killed run had answered; a half-written last line does not count. A sample's randomness belongs to
+    its prompt and not to its batch (sampler.py), so a resumed run ends exactly as an undisturbed one."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -463,14 +472,15 @@ def compare(first, second):
         rows = [[row for _, row in read_rows(file)] for file in (a, b)]
         try:
             before, after = ([row["problem"] for row in side] for side in rows)
-            means = [np.array([np.mean([r["reward"] for r in row["responses"]]) for row in side]) for side in rows]
+            a_mean, b_mean = (np.array([np.mean([r["reward"] for r in row["responses"]]) for row in side])
+                              for side in rows)
         except (KeyError, TypeError):
             raise InputError(f"--compare: {a} or {b} was not written by eval.py") from None
         if before != after:
             raise InputError(f"--compare: {a} and {b} do not answer the same problems in the same order")
-        difference = means[1] - means[0]                     # paired: what makes a problem hard cancels
+        difference = b_mean - a_mean                         # paired: what makes a problem hard cancels
         low, high = interval(difference)
-        print(f"{a.stem[:16]:16} {len(difference):5} problems   {means[0].mean():.3f} -> {means[1].mean():.3f}   "
+        print(f"{a.stem[:16]:16} {len(difference):5} problems   {a_mean.mean():.3f} -> {b_mean.mean():.3f}   "
               f"difference {difference.mean():+.3f}   95 % interval {low:+.3f} to {high:+.3f}")
 
 
@@ -483,18 +493,18 @@ def write(path, text):
 @dataclass
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
-    data: list[str] = flag(["toy"], f"benchmarks: toy, {', '.join(BENCHMARKS)}, JSON(L) files, hf://owner/name/file.jsonl")
+    data: list[str] = flag(["toy"], f"any of toy, {', '.join(BENCHMARKS)}, JSON(L) files, hf://...")
     n: int = flag(1, "responses a problem", 1, 10000)
     temperature: float = flag(0.0, "0 is greedy; Prefix-RFT samples at 0.6 [P]", 0, 100)
     top_p: float = flag(0.95, "nucleus of the sampling distribution [P]", 1e-6, 1)
     ks: list[int] = flag([1], "pass@k for these k", 1, 10000)
-    max_new_tokens: int = flag(512, "longest response in tokens, at most what the model can read; 8192 in [P]", 1, 10**6)
+    max_new_tokens: int = flag(512, "longest response, cut to what the model can read; 8192 tokens [P]", 1, 10**6)
     rows: int = flag(64, "responses sampled side by side: more is faster until memory is full", 1, 10**5)
     seed: int = flag(0, "of sampling and of the intervals", 0, 2**31)
     device: str = flag("auto", "auto, cpu or cuda")
     out: str = flag("runs/eval", "directory for results.json and, a benchmark, one JSONL with every response")
     resume: bool = flag(False, "continue the killed run in --out")
-    compare: list[str] = flag([], "two runs or files of responses: print their difference and evaluate nothing")
+    compare: list[str] = flag([], "two runs or files of responses: print their difference, evaluate nothing")
 
 
 def main(flags):
@@ -503,23 +513,24 @@ def main(flags):
             raise InputError("--compare needs two runs or two files of responses")
         return compare(*flags.compare)
     if flags.temperature == 0 and flags.n > 1:
-        raise InputError(f"--n {flags.n} at temperature 0 gives the same response {flags.n} times: add --temperature 0.6")
+        raise InputError(f"--n {flags.n} at temperature 0 are {flags.n} equal responses: add --temperature 0.6")
     if max(flags.ks) > flags.n:
         raise InputError(f"--ks {max(flags.ks)} is more than --n {flags.n}: pass@k needs k <= n")
     out = new_run(flags.out, flags.resume)
-    settings = {key: getattr(flags, key) for key in ("model", "n", "temperature", "top_p", "max_new_tokens", "seed")}
+    settings = {"model": flags.model, "n": flags.n, "temperature": flags.temperature, "top_p": flags.top_p,
+                "max_new_tokens": flags.max_new_tokens, "seed": flags.seed}
     if flags.resume and (out / "results.json").exists():
         try:
             before = json.loads((out / "results.json").read_text(encoding="utf-8"))["flags"]
         except (ValueError, KeyError):
             raise InputError(f"--resume: {out / 'results.json'} is damaged, name another --out") from None
         if before != settings:
-            raise InputError(f"--resume: the run in {out} had the flags {before}, repeat them or name another --out")
+            raise InputError(f"--resume: the run in {out} had {before}, repeat these flags or name another --out")
 
     benchmarks = load_benchmarks(flags.data)
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
     prompts = [prompt_ids(tokenizer, p["problem"]) for problems in benchmarks.values() for p in problems]
-    sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)        # one for the whole job
+    sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
 
     out.mkdir(parents=True, exist_ok=True)
     results = {}
@@ -528,13 +539,14 @@ def main(flags):
         rows = finished_rows(file, problems)
         write(out / "results.json", json.dumps({"flags": settings, "results": results}, indent=1))
         write(file, "".join(json.dumps(row) + "\n" for row in rows))
-        chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes: enough to keep the sampler busy
+        chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
         for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
             part = problems[i:i + chunk]
-            result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p, max_new_tokens, flags.seed,
-                              sampler=sampler, keep=True)
-            rows += [{"problem": p["problem"], "answer": p["answer"], "responses": responses,
-                      "seconds": result["seconds"] / len(part)} for p, responses in zip(part, result["responses"])]
+            result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p, max_new_tokens,
+                              flags.seed, sampler=sampler, keep=True)
+            seconds = result["seconds"] / len(part)
+            rows += [{"problem": p["problem"], "answer": p["answer"], "responses": responses, "seconds": seconds}
+                     for p, responses in zip(part, result["responses"])]
             with open(file, "a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row) + "\n" for row in rows[i:])
         seconds = sum(row["seconds"] for row in rows)

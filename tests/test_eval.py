@@ -296,7 +296,7 @@ def test_no_end_token_and_no_such_model(tiny_checkpoint, tmp_path):
     with pytest.raises(ev.InputError, match="eos_token"):
         ev.load_model(str(tmp_path), torch.device("cpu"))
     for name in ("nowhere", "./nowhere", "/nowhere/at/all", str(tmp_path / "config.json"), ""):
-        with pytest.raises(ev.InputError, match="no directory"):
+        with pytest.raises(ev.InputError, match="is no directory"):
             ev.load_model(name, torch.device("cpu"))
 
 
@@ -331,6 +331,21 @@ def test_flags_are_parsed():
     assert flags == Example(7, 1.0, 0.0, ["x", "y"], [1, 2], "sft", True, False)
     assert ev.parse_flags(Example, []) == Example()
     assert Example().names is not Example().names
+
+
+@dataclass
+class WithToy:
+    data: str = ev.flag("toy", "the toy or a file")
+    steps: int = ev.flag(500, "steps", 1)
+    lr: float = ev.flag(1e-6, "learning rate", 0)
+
+
+def test_the_toy_has_defaults_of_its_own_and_flags_win():
+    toy = {"steps": 60, "lr": 1e-3}
+    assert ev.parse_flags(WithToy, [], toy) == WithToy("toy", 60, 1e-3)
+    assert ev.parse_flags(WithToy, ["--lr", "0.5"], toy) == WithToy("toy", 60, 0.5)
+    assert ev.parse_flags(WithToy, ["--steps", "500"], toy) == WithToy("toy", 500, 1e-3)    # by hand, though it is the default
+    assert ev.parse_flags(WithToy, ["--data", "x.jsonl"], toy) == WithToy("x.jsonl")
 
 
 @pytest.mark.parametrize("argv", ["--steps 0", "--steps 11", "--steps 2.5", "--steps x", "--rate nan", "--rate inf", "--rate -0.1",
@@ -482,7 +497,7 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
 
     assert "already holds a run" in script(capsys, *argv, "--out", out)[2]
     code, _, err = script(capsys, *argv, "--out", out, "--resume", "--seed", 5)
-    assert code == 2 and "repeat them" in err
+    assert code == 2 and "repeat these" in err
     assert script(capsys, *argv, "--out", out, "--resume")[0] == 0
 
     def said(place):
