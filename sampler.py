@@ -251,17 +251,19 @@ def examine(model):
                 ready = ready or slab.decode(at[:, -1], columns)
                 got = model(input_ids=ids[:, part], position_ids=at[:, part], use_cache=False, slab=ready).logits[:, -1]
                 calls.append(slab.calls)
-        except (TypeError, AttributeError) as error:
+        except Exception as error:
             refuse(f"its attention does not go through transformers.AttentionInterface ({error})")
     layers = list(range(config.num_hidden_layers))
+    sliding = ([kind == "sliding_attention" for kind in kinds] or
+               [bool(getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))] * len(layers))
     if any([layer for layer, *_ in call] != layers for call in calls):
         refuse("not every layer is one call of the attention interface")
     for layer, window, mask, options in calls[1]:
         odd = [k for k, v in options.items() if k not in HARMLESS and v is not None and v is not False]
         if odd or mask is not None:
             refuse(f"attention with {', '.join(odd) or 'a mask of its own'}")
-        if kinds and (kinds[layer] == "sliding_attention") != (window is not None):
-            refuse(f"layer {layer} is {kinds[layer]} but asks for sliding_window={window}")
+        if sliding[layer] != (window is not None):
+            refuse(f"layer {layer} is called with sliding_window={window}, its config says otherwise")
     # The median row: a mixture of experts in bf16 may route a token of one row differently, a wrong model errs in all.
     error = ((got.float() - want).abs().amax(-1) / want.abs().amax(-1)).median()
     if not error < (1e-4 if want.device.type == "cpu" and model.dtype == torch.float32 else 5e-2):
