@@ -76,17 +76,21 @@ def extract_answer(text):
 # ------------------------------------------------------------------------------------------------ the cheap path
 
 SPACING = re.compile(r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
-IGNORED = re.compile(r"(?<!\\)\\(?:(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|therefore)(?![A-Za-z])"
-                     r"|[\[\]()!])|(?<!\\)\$")
+IGNORED = re.compile(r"(?<!\\)\\(?:(?:left|right) ?\.|(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits"
+                     r"|therefore|bf|it|rm)(?![A-Za-z])|[\[\]()!])|(?<!\\)\$")
 DECIMAL = re.compile(r"([+-]?)((?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)?)(?:\.([0-9]*))?")
 FRACTION = re.compile(r"([+-]?)(?:\\frac\{([0-9]{1,300})\}\{([0-9]{1,300})\}|([0-9]{1,300})/([0-9]{1,300}))")
 
 
 def normalise(text):
     r"""The text without what never carries meaning: $ signs, \left, spacing, \dfrac for \frac, a final full stop."""
-    text = re.sub(r"(?<!\.)\.$", "", SPACING.sub(" ", IGNORED.sub("", text)).strip()).strip()
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    return re.sub(r"(?<![0-9A-Za-z.,]) | (?![0-9A-Za-z.,\\])", "", text)
+    text = re.sub(r"(?<!\.)\.$", "", SPACING.sub(" ", IGNORED.sub("", text)).strip(" *")).strip()
+    return squeeze(re.sub(r"\\([dtcs]|nice)frac(?![a-zA-Z])", r"\\frac", text))
+
+
+def squeeze(text):
+    """Without spaces, save between letters, digits and commands: 1 1/2 is not 11/2."""
+    return re.sub(r"(?<![0-9A-Za-z.,]) +| +(?![0-9A-Za-z.,\\])", "", text)
 
 
 def rational(text):
@@ -143,7 +147,7 @@ SYMBOLS = r"""
 ∞  \infty \infin
 π  \pi
 ∅  \emptyset \varnothing
-ℝ  \mathbb{R} \mathbf{R} \R \Reals
+ℝ  \mathbf{R} \R \Reals
 ⟨  \langle
 ⟩  \rangle
 ⌊  \lfloor
@@ -183,14 +187,15 @@ FUNCTIONS = set("""sin cos tan sec csc cot asin acos atan asec acsc acot sinh co
 lcm abs det""".split())
 COMMANDS = FUNCTIONS | {"sqrt", "frac", "binom", "vec", "hat", "bar", "overline", "tilde"}
 GREEK = set("alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi psi omega".split())
-WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "%", "degree": "°", "degrees": "°",
+WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "%", "degree": "°", "degrees": "°", "deg": "°",
+         "thousand": "*10^3", "million": "*10^6", "billion": "*10^9",
          "arcsin": r"\asin ", "arccos": r"\acos ", "arctan": r"\atan "}
 UNITS = {name: names.split()[0] for names in """km kilometer kilometre, m meter metre, cm centimeter centimetre, ft foot feet,
 mm millimeter millimetre, in inch inche, yd yard, mi mile, g gram, kg kilogram kilo, mg milligram, lb pound, oz ounce, unit,
 l liter litre, ml milliliter millilitre, s sec second, min minute, h hr hour, day, wk week, month, yr year, $ dollar usd buck,
 ¢ cent, € euro eur, £ gbp, ¥ yen, ₹ rupee, rad radian, mph mi/h mile/h, kph km/h, n newton, j joule, w watt, v volt, hz hertz,
 pa pascal, mol mole, gal gallon, qt quart, pt pint""".split(",") for name in names.split()}
-SHORT_WORDS = set("no is of to at by in if it we as an am pm be so up on".split())
+SHORT_WORDS = set("sq cu no is of to at by in if it we as an am pm be so up on".split())
 QUALIFIERS = set("""not no least most more less fewer greater than between to from except either neither about around nearly
 almost under over below above maybe if when unless never""".split())             # "at least 5" is not 5
 NUMERALS = {"two": "2", "three": "3", "eight": "8", "ten": "10", "sixteen": "16"}
@@ -227,8 +232,9 @@ def prepare(text, thousands=True):
     text = "".join(str(unicodedata.decimal(c, c)) for c in text if unicodedata.category(c) != "Cf")
     sub("[α-ωΓ-Ω]", lambda m: "\\" + unicodedata.name(m[0]).split()[-1].lower().replace("lamda", "lambda") + " ")
     text = SYMBOL.sub(lambda m: SYMBOLS[m[0]], normalise(text))
+    sub(r"\\mathbb ?\{? ?R ?\}?", "ℝ")
     sub(r"↵ ?\[[^\]]*\]", "↵")
-    sub(r"\\begin ?\{(\w*matrix|array|cases)\} ?(?:\{[lcr| ]*\})?", lambda m: "⟪" + m[1][0])
+    sub(r"\\begin ?\{(\w*matrix|array|cases)\} ?(?:\{[lcr| ]*\})?", lambda m: "⟪" + {"v": "|", "c": ";"}.get(m[1][0], ","))
     sub(r"\\end ?\{(\w*matrix|array|cases)\}", "⟫")
     sub(r"\\(boxed|fbox)(?![a-zA-Z])", "")
     sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}")
@@ -247,11 +253,12 @@ def prepare(text, thousands=True):
     sub(r"(?<![\\A-Za-z«])[A-Za-z]{2,}(?![^«]*»)", word)
     sub("« +", "«")
     sub(" *» *«", " ")
+    sub("(?:all|«all) *«?real(?: number)?s»", "ℝ")
     sub(r" ?«base» ?(\d+)|_\{? ?«(\w+)» ?\}?", lambda m: "_{" + (m[1] or NUMERALS.get(m[2], m[2])) + "}")
     sub(r"\((\d+)\)_", r"\1_")                                       # (101)_2
     sub(r"(?<![\w)])([\[\]])([^\[\]()]*,[^\[\]()]*)([\[\]])",        # ]1, 2[
         lambda m: "(["[m[1] == "["] + m[2] + ")]"[m[3] == "]"])
-    return re.sub(r"\s+", " ", text).lstrip(" \"'`").rstrip(" .,;↵\"'`")
+    return squeeze(re.sub(r"\s+", " ", text)).lstrip(" \"'`").rstrip(" .,;↵\"'`")
 
 
 # ------------------------------------------------------------------------------------------------ tokens to a tree
@@ -332,16 +339,16 @@ class Reader:
     def union(self):
         node = self.item()
         while match := self.take("[∪∩∖]"):
-            node = ("set", match[0].strip(), node, self.item())
+            other = self.item()
+            lists = match[0] == "∪" and node[0] == other[0] == "list"
+            node = (*node, *other[2:]) if lists else ("set", match[0].strip(), node, other)
         return node
 
     def item(self):
         """A sum, with words or a currency in front and a unit behind: ("unit", name, sum)."""
         outer, self.unit = self.unit, None
-        if match := self.take(r"«([^»]*)»(?! ?[,;=∧∨:)\]|∣⦄<>≤≥]| ?$|\()"):
-            if match[1] in UNITS:
-                self.set_unit(match[1])
-            elif set(match[1].lower().split()) & QUALIFIERS:
+        if match := self.take(r"«(\w[^»]*)»(?! ?[,;=∧∨:)\]|∣⦄<>≤≥]| ?$|\()"):
+            if set(match[1].lower().split()) & QUALIFIERS:
                 self.fail()
         node = self.sum()
         if match := self.take(UNIT):
@@ -386,6 +393,8 @@ class Reader:
 
     def factor(self):
         """An atom and what stands behind it: ! ^ ' % °."""
+        if currency := self.take("«[$€£¥₹]»"):
+            self.set_unit(currency[0])
         node = self.atom()
         for _ in range(5):
             match = self.take(r"!!?(?![=!])|\^|%|° ?«?[CF]»?(?![A-Za-z])|°|'")
@@ -483,7 +492,7 @@ class Reader:
         return node if builder or node[0] == "list" else ("list", "∧", node)
 
     def matrix(self):
-        kind, rows = self.need("[a-zA-Z]")[0].strip(), [[]]
+        kind, rows = self.need("[|;,]")[0].strip(), [[]]
         while not self.take("⟫"):
             rows[-1].append(self.answer())
             if self.take("↵"):
@@ -491,9 +500,9 @@ class Reader:
             elif not self.see("⟫"):
                 self.need("&")
         rows = [tuple(row) for row in rows if row]
-        if kind == "c":                                              # cases: a system
+        if kind == ";":                                              # cases: a system
             return ("list", "∧", *(row[0] if len(row) == 1 else ("tuple", "()", *row) for row in rows))
-        return determinant(rows) if kind == "v" else ("matrix", *rows)
+        return determinant(rows) if kind == "|" else ("matrix", *rows)
 
     def command(self):
         match = self.see(r"\\([A-Za-z]+)")
@@ -836,10 +845,13 @@ def same(a, b):
     if a[0] == b[0] == "rel" and a[1] == b[1] == "=" and assigned(a) and assigned(b) and assigned(a)[0] != assigned(b)[0]:
         return False                                                 # x = 5 is 5 and y = 5 is 5, but they are not the same
     left, right = items(a), items(b)
-    for one, other in ((left, b), (right, a)):                       # x = 1, y = 2 is the point (1, 2)
-        if len(one) == 1 and one[0][0] == "tuple" and other[0] == "list" and all(map(assigned, other[2:])):
-            values = sorted((assigned(part) for part in other[2:]), key=lambda pair: pair[0])
-            return same_in_order(one[0][2:], [value for _, value in values])
+    for one, other in ((left, right), (right, left)):
+        if len(one) > 1 and all(map(assigned, one)) and not any(map(assigned, other)):
+            names, values = zip(*sorted(map(assigned, one)))
+            if len(other) == 1 and other[0][0] == "tuple":           # x = 1, y = 2 is the point (1, 2)
+                return same_in_order(other[0][2:], values)
+            if len({name[-1].split("_")[0] for name in names}) == 1 and len(one) == len(other):
+                return unordered(values, other)                      # x_1 = 1, x_2 = 2 are the roots 1, 2
     if len(left) == len(right) and unordered(left, right):
         return True
     regions = [part[0] if len(part) == 1 else node for part, node in ((left, a), (right, b))]
@@ -1014,7 +1026,7 @@ def same_region(a, b):
 
 def choice(text):
     """The letter of a multiple-choice answer: bracketed, dotted, or with what it stands for behind it; else None."""
-    text = re.sub(r"[\\{}$]|text\w*|mathrm|mathbf", " ", SPACING.sub(" ", text)).strip()
+    text = re.sub(r"[\\{}$*]|text\w*|mathrm|mathbf", " ", SPACING.sub(" ", text)).strip()
     match = re.fullmatch(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer):? )?[(\[]? ?([A-Ja-j]) ?[)\]]?[.:]?", text) or re.match(r"\( ?([A-J]) ?\)|([A-J])[).:] ", text)
     if not match or re.search(r"\b[A-J]\b|\bor\b", text[match.end():]):
         return None
