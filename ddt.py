@@ -348,7 +348,7 @@ def show_tokens(problems, texts, stats, table, tokenizer, count=3):
         question = problems[problem]["problem"]
         question = question if isinstance(question, str) else question[-1]["content"]
         body += f"<h2>{html.escape(question)}</h2>\n"
-        for title, name, i in (("own", OWN, longest[problem]), ("demonstration", FOREIGN, problem)):
+        for title, name, i in (("the model's", OWN, longest[problem]), ("demonstration", FOREIGN, problem)):
             logp, entropy, mask = (stats[name][k][i] for k in (0, 1, 3))
             z, p, words = table[name]["z"][i], table[name]["p"][i], pieces(tokenizer, texts[name][i])
             verdict = f"z = {z:+.1f}, p " + (f"= {p:.2g}" if p > 1e-6 else "< 1e-6")

@@ -176,6 +176,7 @@ MODELS = {  # what makes each different stands beside it
     "Olmo": SMALL,
     "Starcoder2": SMALL,
     "Mixtral": dict(SMALL, num_local_experts=4, output_router_logits=True),
+    "Llama4Text": dict(SMALL, num_local_experts=2, intermediate_size_mlp=32),  # get_decoder does not find it
     "Mamba": dict(vocab_size=101, hidden_size=32, num_hidden_layers=2, state_size=4),  # no attention
 }
 
@@ -277,19 +278,22 @@ def test_low_precision_autocast_gives_float32_statistics(small_chunks):
     ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(9))
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        stats = ddt.token_stats(model, ids, mask)
+        stats = ddt.token_stats(model, ids, mask, temperature=0.7)
         logits = model(input_ids=ids).logits[:, :-1]
     assert logits.dtype == torch.bfloat16
-    for ours, expected in zip(stats, ddt.logp_entropy(logits, ids[:, 1:])):
-        assert ours.dtype == torch.float32 and torch.allclose(ours, expected, atol=0.1)
+    for ours, expected in zip(stats, ddt.logp_entropy(logits.float() / 0.7, ids[:, 1:])):
+        assert ours.dtype == torch.float32 and torch.allclose(ours, expected, atol=1e-4)
     sum(x.sum() for x in stats).backward()  # computed again outside autocast, and still under it
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_a_model_without_a_head_is_refused_by_name():
     ids = torch.ones(1, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="Qwen2Model"):
-        ddt.token_stats(build("Qwen2").model, ids, ids)
+    model = build("Qwen2")
+    classifier = transformers.Qwen2ForSequenceClassification(model.config)
+    for headless, name in ((model.model, "Qwen2Model"), (classifier, "Qwen2ForSequenceClassification")):
+        with pytest.raises(ValueError, match=name):
+            ddt.token_stats(headless, ids, ids)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
