@@ -447,18 +447,19 @@ def table(results):
     return "\n".join(lines)
 
 
-def finished_rows(path, problems):
-    """What a killed run had answered; a half-written last line does not count. A sample's randomness belongs to
-    its prompt and not to its batch (sampler.py), so a resumed run ends exactly as an undisturbed one."""
+def finished_rows(path, problems, chunk):
+    """What a killed run had answered, in whole chunks. A sample's randomness belongs to its prompt and not to its
+    batch (sampler.py), and with the same batches the rounding is the same, too: a resumed run ends exactly as an
+    undisturbed one."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except ValueError:                                   # half-written
             break
     if [row["problem"] for row in rows] != [p["problem"] for p in problems[:len(rows)]]:
         raise InputError(f"--resume: {path} answers other problems, name another --out")
-    return rows
+    return rows if len(rows) == len(problems) else rows[:len(rows) // chunk * chunk]
 
 
 def compare(first, second):
@@ -533,13 +534,12 @@ def main(flags):
     sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
 
     out.mkdir(parents=True, exist_ok=True)
-    results = {}
+    results, chunk = {}, max(1, 4 * flags.rows // flags.n)   # chunk: problems between two writes
     for title, problems in benchmarks.items():
         file = out / f"{title}.jsonl"
-        rows = finished_rows(file, problems)
+        rows = finished_rows(file, problems, chunk)
         write(out / "results.json", json.dumps({"flags": settings, "results": results}, indent=1))
         write(file, "".join(json.dumps(row) + "\n" for row in rows))
-        chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
         for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
             part = problems[i:i + chunk]
             result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p, max_new_tokens,
