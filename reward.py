@@ -37,7 +37,7 @@ from mpmath import mp
 
 LIMIT = 1.5             # seconds a case may take in its worker
 MEMORY = 1 << 30        # bytes of address space a worker may have
-MAX_CHARS = 50_000      # longer texts are compared as strings only
+MAX_CHARS = 6_000       # longer texts are compared as strings and plain numbers only
 MAX_DEPTH = 40          # nested brackets, powers and functions
 MAX_BITS = 400_000      # of an exact number: 20,000! fits, 8^8^8 does not
 MAX_DIGITS = 2_000      # |log10| of an inexact number
@@ -56,21 +56,21 @@ def extract_answer(text):
     Braces are balanced and \{ \} do not count; a box in a box is opened; `\boxed 5` is a box; of a reasoning model's
     response only what follows </think> is read."""
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
-    text = text[max(0, min(text.find("\\boxed") % len(text or " "), text.find("\\fbox") % len(text or " "))):]
-    stack, start, content = [], -1, ""                               # the last box so far: where it starts, what it holds
+    stack, last = [], (-1, 0, 0, 0)              # open braces (start of the box or -1, inside); last box: start, inside, end of both
     for token in re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s{}$]*)|\\.|[{}]", text, re.DOTALL):
-        if token[1] not in (None, "{"):                              # \boxed 5
-            start, content = token.start(), token[1].rstrip(".,;")
-        elif token[1] == "{" or token[0] == "{":
+        if token[1] == "{" or token[0] == "{":
             stack.append((token.start() if token[1] else -1, token.end()))
+        elif token[1] is not None:                                   # \boxed 5
+            last = (token.start(), token.start(1), token.end(), token.end())
         elif token[0] == "}" and stack:
-            opened, inside = stack.pop()
-            if opened >= 0:
-                start, content = opened, text[inside:token.start()]
-    if any(opened > start for opened, _ in stack):                   # a later box was never closed
+            start, inside = stack.pop()
+            wraps = last[0] >= inside and not (text[inside:last[0]] + text[last[3]:token.start()]).strip()
+            if start >= 0:
+                last = (start, *(last[1:3] if wraps else (inside, token.start())), token.end())
+    if any(start > last[0] for start, _ in stack):                   # a later box was never closed
         return None
-    inner = re.fullmatch(r"\s*\\(?:boxed|fbox)\s*\{.*\}\s*", content, re.DOTALL)
-    return extract_answer(content) if inner else content.strip() or None
+    content = text[last[1]:last[2]].strip()
+    return (content if text[last[2]:last[3]] else content.rstrip(".,;")) or None
 
 
 # ------------------------------------------------------------------------------------------------ the cheap path
@@ -108,15 +108,15 @@ def rational(text):
 
 def cheap(prediction, gold):
     """True or False where that is certain without reading on, else None."""
-    if max(len(prediction), len(gold)) > MAX_CHARS:
+    if max(len(prediction), len(gold)) > 100_000:
         return prediction.strip() == gold.strip()
     prediction, gold = normalise(prediction), normalise(gold)
     if prediction == gold:
         return bool(gold)
     left, right = rational(prediction), rational(gold)
-    if left is None or right is None or left != right and min(left[1], right[1]) > 1:
-        return None                                                  # 0.3333333333333333 and 1/3: look closer
-    return left == right
+    if left and right and (left == right or min(left[1], right[1]) == 1):
+        return left == right                                         # but 0.3333333333333333 and 1/3: look closer
+    return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
 
 # ------------------------------------------------------------------------------------------------ text to tokens
@@ -203,6 +203,8 @@ NUMERALS = {"two": "2", "three": "3", "eight": "8", "ten": "10", "sixteen": "16"
 
 def word(match):
     """A run of letters: a function, a unit or another word, or a product of variables (xy, abc)."""
+    if match[0][0] in "«\\":
+        return match[0]
     text, low, rest = match[0], match[0].lower(), match.string[match.end():]
     if low in WORDS:
         return WORDS[low]
@@ -240,17 +242,18 @@ def prepare(text, thousands=True):
     sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}")
     for _ in range(4):                                               # outermost first; four nested \text are plenty
         sub(r"\\(text\w*|mathrm|mbox|hbox|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}", text_command)
-    sub(r"([^{}]+|\{[^{}]*\})\\over(?![a-z]) ?([^{}]+|\{[^{}]*\})", r"\\frac{\1}{\2}")
-    sub(r"([^{}]+|\{[^{}]*\})\\choose(?![a-z]) ?([^{}]+|\{[^{}]*\})", r"\\binom{\1}{\2}")
+    if "\\over " in text or "\\choose " in text:
+        sub(r"([^{}]+|\{[^{}]*\})\\over ([^{}]+|\{[^{}]*\})", r"\\frac{\1}{\2}")
+        sub(r"([^{}]+|\{[^{}]*\})\\choose ([^{}]+|\{[^{}]*\})", r"\\binom{\1}{\2}")
     sub(r"(?<!\d)(\d*)\.(\d*) ?(?:\\(?:overline|bar|dot) ?\{? ?(\d+) ?\}?|\((\d+)\))", r"\g<1>.\2~\3\4")
-    sub(r"(?<!\d)(\d*)\.(\d*?)(\d+?)\3\3+ ?…", r"\1.\2~\3")          # 0.333...
+    sub(r"(?<!\d)(\d*)\.(\d{0,9}?)(\d{1,9}?)\3\3+ ?…", r"\1.\2~\3")          # 0.333...
     sub(r"(?<![\w.,~^_])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m[0].replace(" ", ""))
     sub(r"(?<=\d)\{,\}(?=\d)", ",")
     if thousands:
         sub(r"(?<![\w.,~^_])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""))
     sub(r"(?<=[a-z])\.(?= ?[A-Za-z])", "")                           # sq. units, a.m.
     sub(r"(?<=[\d)}]) ?(\b(?:[kc]?m|mi|ft|g|kg)/(?:s|h|hr|sec|min|[kc]?m)\b(?:\^\{?[23]\}?)?)", r"«\1»")
-    sub(r"(?<![\\A-Za-z«])[A-Za-z]{2,}(?![^«]*»)", word)
+    sub(r"«[^»]*»|\\[A-Za-z]+|[A-Za-z]{2,}", word)
     sub("« +", "«")
     sub(" *» *«", " ")
     sub("(?:all|«all) *«?real(?: number)?s»", "ℝ")
