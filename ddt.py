@@ -24,6 +24,7 @@ Left out: the paper's derivation of phi as the statistic with the best signal-to
 import html
 import inspect
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ import toy
 from eval import (InputError, demo_ids, flag, load_model, load_problems, new_sampler, pick_device, prompt_ids,
                   run, stop_ids)
 
-CHUNK = {"cpu": 2 ** 22, "cuda": 2 ** 25}  # logits token_stats holds at once: 16 or 128 MB in float32
+# How many logits token_stats holds at once: 64 or 128 MB in float32. Less makes a GPU wait for its memory; on a CPU
+# the C library returns only blocks above 32 MB to the system, and fragments smaller ones until little is saved.
+CHUNK = {"cpu": 2 ** 24, "cuda": 2 ** 25}
 
 
 # ---- the mathematics ---------------------------------------------------------------------------------------
@@ -116,8 +119,10 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, varentropy=False):
     wanted = mask[:, 1:] & mask[:, :-1]  # (B, T-1)
     if want is not None:
         wanted = wanted & want[:, 1:].bool()
-    size = max(1, CHUNK.get(ids.device.type, 2 ** 22) // model.config.get_text_config().vocab_size)
-    chunks = zip(output.last_hidden_state[:, :-1][wanted].split(size), ids[:, 1:][wanted].split(size))
+    hidden, targets = output.last_hidden_state[:, :-1][wanted], ids[:, 1:][wanted]  # (N, D), (N,)
+    fit = CHUNK.get(ids.device.type, 2 ** 24) // model.config.get_text_config().vocab_size
+    size = max(1, min(fit, math.ceil(len(targets) / 4)))  # also in a small batch never all logits at once
+    chunks = zip(hidden.split(size), targets.split(size))
     if torch.is_grad_enabled():
         parts = [checkpoint(chunk_stats, *chunk, use_reentrant=False, preserve_rng_state=False)
                  for chunk in chunks]

@@ -713,7 +713,8 @@ def equal(a, b):
     text = repr((a, b))
     for log10 in (True, False) if "'log'" in text else (False,):
         for real in (True, False) if names and "'i'" not in text else (False,):
-            verdict = same_function(a, b, sorted(names), {"log10": log10, "real": real})
+            integers = "factorial" in text or "binom" in text        # n! is about whole n, and exact there
+            verdict = same_function(a, b, sorted(names), {"log10": log10, "real": real}, integers)
             if verdict:
                 return True
             if verdict is False:
@@ -728,12 +729,14 @@ def infinity(node):
     return int(node == sym("∞"))
 
 
-def same_function(a, b, names, env):
+def same_function(a, b, names, env, integers):
     """Agreement at six random points (one suffices without symbols); None if too few points lie in the domain of both."""
     rng, agreed = random.Random(7), 0
     for trial in range(24 if names else 1):                          # in turn: in (0, 1), positive, negative, large
         point = {name: Fraction(rng.randint(1, 907 * (1, 9, 9, 400)[trial % 4]), 907) for name in names}
-        if trial % 4 == 2:
+        if integers:
+            point = {name: Fraction(rng.randint(1, 60)) for name in names}
+        elif trial % 4 == 2:
             point = {name: value * (-1 if name == names[0] else rng.choice((-1, 1))) for name, value in point.items()}
         try:
             if not agree(a, b, {**env, **point, "mag": 0}):
@@ -929,28 +932,17 @@ def same_relation(a, b):
         return False
     if equal(mul(f, g0), mul(g, f0)):                                # f / g is the same everywhere
         return (a[1] if sign > 0 else FLIP.get(a[1], a[1])) == b[1]
-    return a[1] == b[1] == "=" and same_curve(f, g)
+    solutions = [[solved(side, name) for side in (f, g)] for name in symbols(f)] if a[1] == b[1] == "=" else []
+    return any(all(pair) and equal(*pair) for pair in solutions)
 
 
-def same_curve(f, g):
-    """xy = 1 and y = 1/x: the numerators agree up to a constant. sympy does the algebra, on small polynomials only."""
-    import sympy
-
-    def algebra(node):                                               # names are numbered: no text ever reaches sympy
-        kind, *args = node
-        if kind == "num":
-            return sympy.Rational(*args[0].as_integer_ratio())
-        if kind == "sym" and args[0] not in CONSTANTS:
-            return sympy.Symbol(f"v{names.index(args[0])}")
-        if kind == "pow" and args[1][0] == "num" and args[1][1].denominator == 1 and abs(args[1][1]) <= 8:
-            return algebra(args[0]) ** int(args[1][1])
-        if kind in ("add", "mul"):
-            return (sympy.Add if kind == "add" else sympy.Mul)(*map(algebra, args))
-        raise Hopeless("not a small rational function")
-
-    names = sorted(symbols(f) | symbols(g))
-    left, right = (sympy.Poly(sympy.fraction(sympy.together(algebra(side)))[0]) for side in (f, g))
-    return left.gens == right.gens and left.monic() == right.monic()
+def solved(f, name):
+    """The solution of f = 0 for one unknown as a tree, if f is affine in it: y = 1/x and xy = 1 have the same."""
+    at = [substitute(f, {name: Fraction(k)}) for k in (1, 2, 3)]
+    slope = ("add", at[1], negative(at[0]))
+    if not equal(slope, ("add", at[2], negative(at[1]))) or equal(slope, num(0)):
+        return None
+    return ("add", num(1), negative(mul(at[0], inverse(slope))))
 
 
 # ------------------------------------------------------------------------------------------------ sets of real numbers

@@ -24,13 +24,14 @@ Left out: beam search, repetition penalties, paged attention, speculative decodi
 import copy
 import hashlib
 import inspect
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, GenerationConfig, HfArgumentParser, Qwen2Config, Qwen2ForCausalLM
 
 try:                                    # flash attention that takes a length for every row: torch 2.12, perhaps sooner
     from torch.nn.attention.varlen import varlen_attn
@@ -118,17 +119,27 @@ class Slab:
         self.target = torch.arange(len(pos), device=pos.device)
         return self
 
-    def allocate(self, layer, k, v):
-        """Room for one layer. varlen_attn wants a row's tokens side by side, matmul wants a head's."""
-        self.varlen &= k.is_cuda and k.dtype != torch.float32 and k.shape[3] == v.shape[3] <= 256
-        order = (0, 2, 1, 3) if self.varlen else (0, 1, 2, 3)
-        shape = [(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (k, v)]
-        self.layers[layer] = [k.new_zeros([s[i] for i in order]).permute(order) for s in shape]
+    def room(self, like, columns):
+        """Zeros (rows, kv heads, columns, dim). varlen_attn wants a row's tokens side by side, matmul wants a head's."""
+        _, heads, _, dim = like.shape
+        if self.varlen:
+            return like.new_zeros(self.rows, columns, heads, dim).transpose(1, 2)
+        return like.new_zeros(self.rows, heads, columns, dim)
+
+    def grow(self, columns):
+        """Make room for `columns` in every layer. Rows lie close together (a sparse slab is twice as slow to read)."""
+        if columns > self.columns:
+            for pair in self.layers.values():
+                for i, old in enumerate(pair):
+                    pair[i] = self.room(old, columns)
+                    pair[i][:, :, :self.columns] = old
+            self.columns = columns
 
     def attend(self, layer, q, k, v, scale, window):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
         if layer not in self.layers:
-            self.allocate(layer, k, v)
+            self.varlen &= k.is_cuda and k.dtype != torch.float32 and k.shape[3] == v.shape[3] <= 256
+            self.layers[layer] = [self.room(x, self.columns) for x in (k, v)]
         keys, values = self.layers[layer]
         B, heads, T, _ = q.shape
         group = heads // k.shape[1]                                 # query heads that share one key head
@@ -180,11 +191,11 @@ class Slab:
             for x in pair:
                 x[target, :, :columns] = x[source, :, :columns]
 
-    def clear(self, rows, columns):
-        """Zero what a call will use: a NaN left by an earlier call would get past any mask (0 * NaN is NaN)."""
+    def clear(self):
+        """Forget the last call: a NaN it left behind would get past any mask (0 * NaN is NaN)."""
         for pair in self.layers.values():
             for x in pair:
-                x[:rows, :, :columns] = 0
+                x.zero_()
 
 
 def slab_attention(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **options):
@@ -373,7 +384,7 @@ class Sampler:
         storage = self.model.dtype, self.model.device, [p.data_ptr() for p in self.model.parameters()]
         if self.storage != storage:
             if self.storage is None or self.storage[:2] != storage[:2]:
-                self.slab = Slab(self.rows * self.streams, self.length)
+                self.slab = None
                 self.last = self.tensor([[0] * self.streams] * self.rows)
                 self.pos = self.last.clone()
                 self.step, self.budget, self.key, self.state, self.alive, self.finished = (
@@ -381,8 +392,14 @@ class Sampler:
             self.storage = storage
             if self.graphs is not None:
                 self.graphs = {}
-        longest = max(len(text) + budget for texts, budget, _ in jobs for text in texts)
-        self.slab.clear(self.streams * min(self.rows, len(jobs)), self.bucket(longest))
+        rows, columns = self.rows, self.length
+        if self.graphs is None:
+            rows = min(rows, len(jobs))
+            columns = min(columns, max(len(text) + min(budget, 128) for texts, budget, _ in jobs for text in texts) + 32)
+        if self.slab and (self.slab.rows, self.slab.columns) == (rows * self.streams, columns):
+            self.slab.clear()
+        else:
+            self.slab = Slab(rows * self.streams, columns)
         self.alive.zero_()
 
     def bucket(self, reach):
@@ -409,6 +426,8 @@ class Sampler:
             B = len(busy)
             reach = max(max(map(len, jobs[r][0])) + step for r, step in zip(busy, steps))
             ahead = min(self.every, max(jobs[r][1] - step for r, step in zip(busy, steps)))
+            if reach + ahead > self.slab.columns:
+                self.slab.grow(min(self.length, (reach + ahead) * 3 // 2))
             for i in range(ahead):
                 self.advance(B, reach + i, stop, how, combine)
             steps, alive = torch.stack([self.step[:B], self.alive[:B].long()]).tolist()     # the one host sync
@@ -538,3 +557,67 @@ class Sampler:
             for x in (self.last, self.pos, self.step, self.budget, self.key, self.state, self.finished, *self.out):
                 x[holes] = x[live]
             self.alive[holes] = True
+
+
+# ---- the race ----------------------------------------------------------------------------------------------------------
+
+def generate(model, prompts, n, new, stop, rows=64, greedy=False):
+    """The baseline: `model.generate` on batches of `rows`, left-padded -> the sampled rows, cut at their stop token."""
+    out = []
+    jobs = [prompt for prompt in prompts for _ in range(n)]
+    sampling = dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    for i in range(0, len(jobs), rows):
+        batch = jobs[i:i + rows]
+        width = max(map(len, batch))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in batch], device=model.device)
+        real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
+        got = model.generate(ids, attention_mask=real, max_new_tokens=new, eos_token_id=list(stop) or None, pad_token_id=0,
+                             **sampling)[:, width:].tolist()
+        ends = [next((t + 1 for t, token in enumerate(row) if token in stop), len(row)) for row in got]
+        out += [row[:end] for row, end in zip(got, ends)]
+    return out
+
+
+def seconds(f):
+    """Wall time of f() with the device drained -> (seconds, result)."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
+    result = f()
+    wait()
+    return time.perf_counter() - start, result
+
+
+def random_model(device, dtype, **shape):
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**shape)).to(device, dtype).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    return model
+
+
+def race(model, rounds=2):
+    """Print tokens a second of generate and of the sampler, alternated, and whether both say the same greedily."""
+    g = torch.Generator().manual_seed(0)
+    V = model.config.vocab_size
+    prompts = lambda *lengths: [torch.randint(64, V, (length,), generator=g).tolist() for length in lengths]
+    ragged = lambda count, low, high: prompts(*torch.randint(low, high, (count,), generator=g).tolist())
+    stop = tuple(range(V // 32))             # random weights stop now and then: ends are ragged, 32 tokens on average
+    cases = [("1 row", prompts(32), 1, 64, ()), ("64 equal rows", prompts(*[32] * 64), 1, 64, ()),
+             ("256 ragged prompts and ends", ragged(256, 8, 64), 1, 128, stop),
+             ("8 prompts of 900 tokens, n = 8", prompts(*[900] * 8), 8, 32, ())]
+    sampler = Sampler(model, rows=64, length=1024)
+    ours = lambda _, texts, n, new, stop: sampler(texts, n=n, max_new_tokens=new, stop=stop).lists()
+    theirs = lambda _, texts, n, new, stop: generate(model, texts, n, new, stop)
+    print(f"{'tokens a second':32}{'generate':>10}{'sampler':>10}{'ratio':>8}")
+    for case in cases:
+        speed = {ours: [], theirs: []}
+        for _ in range(rounds):
+            for f in (theirs, ours):
+                spent, rows = seconds(lambda: f(*case))
+                speed[f].append(sum(map(len, rows)) / spent)
+        print(f"{case[0]:32}{max(speed[theirs]):10.0f}{max(speed[ours]):10.0f}"
+              f"{max(speed[ours]) / max(speed[theirs]):8.1f}", flush=True)
+    texts = ragged(12, 1, 40)
+    alone = [generate(model, [text], 1, 32, stop, greedy=True)[0] for text in texts]
+    same = Sampler(model, rows=5, length=1024)(texts, max_new_tokens=32, stop=stop, temperature=0.0).lists() == alone
+    print(f"greedy, 12 ragged prompts on 5 rows: {'identical to' if same else 'DIFFERENT FROM'} generate row by row")
