@@ -5,7 +5,7 @@ learning, a hang stops the run, and an `eval` would hand the machine to the mode
 tree (never eval, sympify or parse_latex), and the tree is evaluated under bounds, never "simplified":
 
 1. cheap path, in this process, microseconds: equal strings after normalisation, or two plain rational numbers;
-2. meaning, in a worker process: exact fractions as far as they go, mpmath floats at two precisions from there on. Formulas that
+2. meaning, in a worker process: exact fractions as far as they go, mpmath (sympy's arithmetic) at two precisions from there on. Formulas that
    agree at random points are the same formula (Schwartz-Zippel). A difference that is really zero shrinks with the precision;
    a tiny number, 10^-100, does not;
 3. limits: a case has LIMIT seconds, counted by the kernel (an alarm kills the worker whatever it is doing), and MEMORY bytes.
@@ -124,62 +124,17 @@ def cheap(prediction, gold):
 # braces, ⟪ ⟫ around a matrix with ↵ between rows and & between cells, and 0.1~6 for 0.1666...
 
 SYMBOLS = r"""
-*  \cdot \times \ast \bullet × · ⋅ ∙ ∗ •
-/  \div ÷ ⁄ ∕
-±  \pm
-∓  \mp
--  − – — ‒ ﹣
-^  **
-=  \equiv ==
-≤  \le \leq \leqslant <= ⩽
-≥  \ge \geq \geqslant >= ⩾
-≠  \ne \neq !=
-<  \lt
->  \gt
-≈  \approx \simeq
-:  \colon ∶
-∈  \in
-∪  \cup \bigcup
-∩  \cap
-∖  \setminus \backslash
-∧  \land \wedge
-∨  \lor \vee
-∞  \infty \infin
-π  \pi
-∅  \emptyset \varnothing
-ℝ  \mathbf{R} \R \Reals
-⟨  \langle
-⟩  \rangle
-⌊  \lfloor
-⌋  \rfloor
-⌈  \lceil
-⌉  \rceil
-∣  \mid
-|  \vert \lvert \rvert \Vert \lVert \rVert \| ‖
-…  \ldots \dots \cdots ...
-⦃  \{ \lbrace
-⦄  \} \rbrace
-[  \lbrack
-]  \rbrack
-°  ^{\circ} ^\circ ^{\degree} ^\degree \degree \textdegree ˚
-%  \%
-'  \prime ^\prime ^{\prime} ′
-«$»  \$
-«€»  € \euro
-«£»  £ \pounds
-«¥»  ¥
-«₹»  ₹
-«¢»  ¢
-\sqrt  √
-\sqrt[3]  ∛
-\sqrt[4]  ∜
-\log_{10}  \lg
-\asin  \arcsin
-\acos  \arccos
-\atan  \arctan
-\binom  \dbinom \tbinom
+* \cdot \times \ast \bullet × · ⋅ ∙ ∗ •    / \div ÷ ⁄ ∕    ± \pm    ∓ \mp    - − – — ‒ ﹣    ^ **    = \equiv ==    < \lt    > \gt
+≤ \le \leq \leqslant <= ⩽    ≥ \ge \geq \geqslant >= ⩾    ≠ \ne \neq !=    ≈ \approx \simeq    : \colon ∶    ∈ \in    ∪ \cup \bigcup
+∩ \cap    ∖ \setminus \backslash    ∧ \land \wedge    ∨ \lor \vee    ∞ \infty \infin    π \pi    ∅ \emptyset \varnothing
+ℝ \mathbf{R} \R \Reals    ⟨ \langle    ⟩ \rangle    ⌊ \lfloor    ⌋ \rfloor    ⌈ \lceil    ⌉ \rceil    ∣ \mid    … \ldots \dots \cdots ...
+| \vert \lvert \rvert \Vert \lVert \rVert \| ‖    ⦃ \{ \lbrace    ⦄ \} \rbrace    [ \lbrack    ] \rbrack    ↵ \cr
+° ^{\circ} ^\circ ^{\degree} ^\degree \degree \textdegree ˚    % \%    ' \prime ^\prime ^{\prime} ′
+«$» \$    «€» € \euro    «£» £ \pounds    «¥» ¥    «₹» ₹    «¢» ¢    \sqrt √    \sqrt[3] ∛    \sqrt[4] ∜
+\log_{10} \lg    \asin \arcsin    \acos \arccos    \atan \arctan    \binom \dbinom \tbinom
 """
-SYMBOLS = {old: new + " " * new.startswith("\\") for new, *olds in map(str.split, SYMBOLS.strip().split("\n")) for old in olds}
+SYMBOLS = {old: new + " " * new.startswith("\\") for new, *olds in map(str.split, re.split(r" {4}|\n", SYMBOLS.strip()))
+           for old in olds}
 SYMBOL = re.compile("|".join(re.escape(old) + r"(?![A-Za-z])" * old[-1].isalpha() for old in sorted(SYMBOLS, key=len)[::-1]))
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ⁽⁾ᵀ", "0123456789+-ni()T"))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789"))
@@ -234,7 +189,7 @@ def prepare(text, thousands=True):
     text = "".join(str(unicodedata.decimal(c, c)) for c in text if unicodedata.category(c) != "Cf")
     sub("[α-ωΓ-Ω]", lambda m: "\\" + unicodedata.name(m[0]).split()[-1].lower().replace("lamda", "lambda") + " ")
     text = SYMBOL.sub(lambda m: SYMBOLS[m[0]], normalise(text))
-    sub(r"\\mathbb ?\{? ?R ?\}?", "ℝ")
+    sub(r"\\mathbb ?\{? ?([A-Z]) ?\}?", lambda m: "ℝ" if m[1] == "R" else m[1])
     sub(r"↵ ?\[[^\]]*\]", "↵")
     sub(r"\\begin ?\{(\w*matrix|array|cases)\} ?(?:\{[lcr| ]*\})?", lambda m: "⟪" + {"v": "|", "c": ";"}.get(m[1][0], ","))
     sub(r"\\end ?\{(\w*matrix|array|cases)\}", "⟫")
@@ -242,16 +197,14 @@ def prepare(text, thousands=True):
     sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}")
     for _ in range(4):                                               # outermost first; four nested \text are plenty
         sub(r"\\(text\w*|mathrm|mbox|hbox|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}", text_command)
-    if "\\over " in text or "\\choose " in text:
-        sub(r"([^{}]+|\{[^{}]*\})\\over ([^{}]+|\{[^{}]*\})", r"\\frac{\1}{\2}")
-        sub(r"([^{}]+|\{[^{}]*\})\\choose ([^{}]+|\{[^{}]*\})", r"\\binom{\1}{\2}")
+    sub(r"(?<=[\d.])\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?", r"(\1\2\3)")          # 0.\dot12\dot3 is 0.(123)
     sub(r"(?<!\d)(\d*)\.(\d*) ?(?:\\(?:overline|bar|dot) ?\{? ?(\d+) ?\}?|\((\d+)\))", r"\g<1>.\2~\3\4")
     sub(r"(?<!\d)(\d*)\.(\d{0,9}?)(\d{1,9}?)\3\3+ ?…", r"\1.\2~\3")          # 0.333...
     sub(r"(?<![\w.,~^_])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m[0].replace(" ", ""))
     sub(r"(?<=\d)\{,\}(?=\d)", ",")
     if thousands:
         sub(r"(?<![\w.,~^_])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""))
-    sub(r"(?<=[a-z])\.(?= ?[A-Za-z])", "")                           # sq. units, a.m.
+    sub(r"(?<=[a-z])\.(?= ?[A-Za-z^])", "")                          # sq. units, a.m., in.^2
     sub(r"(?<=[\d)}]) ?(\b(?:[kc]?m|mi|ft|g|kg)/(?:s|h|hr|sec|min|[kc]?m)\b(?:\^\{?[23]\}?)?)", r"«\1»")
     sub(r"«[^»]*»|\\[A-Za-z]+|[A-Za-z]{2,}", word)
     sub("« +", "«")
@@ -328,9 +281,10 @@ class Reader:
         return items[0] if len(items) == 1 else ("list", "∨" if "∨" in separators else "∧", *items)
 
     def relation(self):
-        """a < b <= c, y = 2x + 1, x in (2, 6], 4 : 9. A leading "f(x) =", "Answer:" or "=" is dropped."""
+        """a < b <= c, y = 2x + 1, x in (2, 6], 4 : 9. A leading "f(x) =", "a_n =", "Answer:" or "=" is dropped."""
         self.take("«[^»]*» ?:|[=≈]")
-        self.take(r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?\((?:[A-Za-z](?:, ?[A-Za-z])*|\d+)\)=")
+        self.take(r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?\((?:[A-Za-z](?:, ?[A-Za-z])*|\d+)\)="
+                  r"|[A-Za-z]_\{?[a-z]\}?=")
         parts, signs = [self.union()], ""
         while match := self.take("[=<>≤≥≠≈∈:]"):
             signs += match[0].strip()
@@ -391,7 +345,7 @@ class Reader:
     def starts_factor(self):
         """Does a factor follow without an operator? 2x, 2(x), 2^{3}5; but not 2 3, x2, or the bar that closes |x|."""
         if self.see(r"[\d.]"):
-            return self.text[self.i - 1] in "})]"
+            return self.text[self.i - 1] in "})]!"
         return self.see(r"[A-Za-zπ∞({\[⟪⌊⌈|]|\\[A-Za-z]") and not self.see(UNIT) and not (self.in_bars and self.see(r"\|"))
 
     def factor(self):
@@ -437,7 +391,7 @@ class Reader:
         return node
 
     def number(self):
-        if match := self.take(r"(\d[0-9A-Fa-f]*)_(?:\{[ ({]*(\w+)[ )}]*\}|(\d+))"):
+        if match := self.take(r"(\d+|\d[\dA-F]*(?=_\{?1\d))_(?:\{[ ({]*(\w+)[ )}]*\}|(\d+))"):
             return sym(f"{match[1]}_{match[2] or match[3]}")         # 101_2 is a symbol of its own: bases must agree
         match = self.take(r"(\d*)\.(\d*)(?:~(\d+))?(?:[eE]([+-]?\d{1,5}))?|(\d+)(?:[eE]([+-]?\d{1,5}))?")
         if not match or match[0].strip() == ".":
@@ -478,7 +432,9 @@ class Reader:
         else:
             node = self.answer()
             closing = self.need(CLOSING[opening])[0].strip()
-            if opening in "⌊⌈|":
+            if opening == "|" and node[0] == "matrix":
+                node = determinant(node[1:])
+            elif opening in "⌊⌈|":
                 node = ("fn", {"⌊": "floor", "⌈": "ceil", "|": "abs"}[opening], node)
             elif node[0] == "list" and opening != "{":
                 node = ("tuple", opening + closing, *node[2:])
@@ -528,7 +484,7 @@ class Reader:
         if power == num(-1):
             name, power = "a" + name, None                           # sin^{-1}
         argument = self.function_argument()
-        node = ("fn", name, *(argument[2:] if argument[0] == "tuple" else [argument]))
+        node = ("fn", name, *(argument[2:] if argument[0] in ("tuple", "list") else [argument]))
         if base:
             node = mul(("fn", "ln", argument), inverse(("fn", "ln", base)))
         return ("pow", node, power) if power else node
@@ -541,7 +497,7 @@ class Reader:
     def function_argument(self):
         """sin(x), or sin 2x up to the next operator, bracket or function."""
         outer, self.in_function = self.in_function, True
-        if self.see(r"[({\[|]"):
+        if self.see(r"[({\[|⦃]"):
             node = self.atom()
         else:
             sign, factors = self.take("-"), [self.factor()]
@@ -741,7 +697,7 @@ def same_function(a, b, names, env, integers):
         try:
             if not agree(a, b, {**env, **point, "mag": 0}):
                 return False
-        except (Hopeless, ArithmeticError):
+        except (ValueError, ArithmeticError):                        # outside the domain of one of them
             continue
         agreed += 1
         if agreed == 6:
@@ -788,17 +744,17 @@ def is_value(node):
 
 def is_name(node):
     r"""x, x_1, AB, |AB|, \angle ABC, P(A), area: what may stand before "= 5" without being part of the answer."""
-    return (node[0] in ("sym", "text") or node[:2] == ("fn", "abs") and is_name(node[2])
-            or node[0] == "mul" and all(factor[0] == "sym" and factor[1] != factor[1].lower() or factor == sym("angle")
-                                        for factor in node[1:]))
+    if node[0] == "mul":
+        return sym("angle") in node or all(factor[0] == "sym" and factor[1] != factor[1].lower() for factor in node[1:])
+    return node[0] in ("sym", "text") and node != sym("π") or node[:2] == ("fn", "abs") and is_name(node[2])
 
 
 def assigned(node):
     """(x, 5) from x = 5 or 5 = x, (name, 5) from area = 5; else None."""
     if node[0] == "rel" and set(node[1]) == {"="}:
-        name, *values = node[2:] if is_name(node[2]) or node[2][0] == "tuple" else node[:1:-1]
-        constant = all(is_value(v) and not symbols(v) for v in map(bare, values))
-        if name[0] == "tuple" or is_name(name) and constant and all(same(v, values[-1]) for v in values):
+        name, *values = node[2:] if is_name(node[2]) or node[2][0] in ("tuple", "matrix") else node[:1:-1]
+        constant = is_name(name) and not any(symbols(value) - {"∞"} for value in values)
+        if name[0] in ("tuple", "matrix") or constant and all(same(value, values[-1]) for value in values):
             return name, values[-1]
     return None
 
@@ -821,7 +777,9 @@ def items(node):
     else:
         found = [x for part in node[2:] for x in (items(part) if any("±" in name for name in symbols(part)) else [part])]
     names = {assigned(x)[0] if assigned(x) else None for x in found}
-    if len(found) == 1 or len(names - {None}) == 1:                  # x = 1, y = 2 stay equations
+    if len(found) == 1 and None not in names:
+        return items(assigned(found[0])[1])
+    if len(names - {None}) == 1:                                     # x = 1, y = 2 stay equations
         found = [assigned(x)[1] if assigned(x) else x for x in found]
     return [settle(x) for x in found]
 
@@ -830,7 +788,7 @@ def settle(node):
     """One item in the form that is compared: "a ≈ 0.3" -> a, "x in S" -> S, 2 + 3 = 5 -> 5, sums and multiples of matrices."""
     if node[0] == "rel":
         if node[1][-1] == "≈":
-            return settle(node[2] if len(node) == 4 else ("rel", node[1][:-1], *node[2:-1]))
+            return settle(node[2 + is_name(node[2])] if len(node) == 4 else ("rel", node[1][:-1], *node[2:-1]))
         if set(node[1]) == {"="} and not symbols(node) and all(map(is_value, node[2:])) and all(equal(v, node[2]) for v in node[3:]):
             return node[-1]
     if node[0] in ("add", "mul"):
@@ -938,11 +896,11 @@ def same_relation(a, b):
 
 def solved(f, name):
     """The solution of f = 0 for one unknown as a tree, if f is affine in it: y = 1/x and xy = 1 have the same."""
-    at = [substitute(f, {name: Fraction(k)}) for k in (1, 2, 3)]
+    at = [substitute(f, {name: Fraction(k)}) for k in (-3, 1, 5)]    # on both sides of 0, because of |x|
     slope = ("add", at[1], negative(at[0]))
     if not equal(slope, ("add", at[2], negative(at[1]))) or equal(slope, num(0)):
         return None
-    return ("add", num(1), negative(mul(at[0], inverse(slope))))
+    return ("add", num(-3), mul(num(-4), at[0], inverse(slope)))
 
 
 # ------------------------------------------------------------------------------------------------ sets of real numbers
@@ -988,7 +946,7 @@ def contains(node, x):
         return all(parts) if node[1] == "∧" and node[2][0] == "rel" else any(parts)
     try:
         values = [real(part, {name: x for name in symbols(node)}) for part in node[2:]]
-    except (Hopeless, ArithmeticError):
+    except (ValueError, ArithmeticError):
         return False                                                 # outside the domain
     return all(map(holds, values, node[1], values[1:]))
 
@@ -1051,7 +1009,6 @@ def compare(prediction, gold):
 
 def work():
     """A worker's life: a JSON line [prediction, gold] in, one byte out, until the pipe closes or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                     # Ctrl-C is the parent's business
     signal.signal(signal.SIGALRM, signal.SIG_DFL)                    # the kernel kills us, even inside a long C call
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -1079,7 +1036,8 @@ class Worker:
 
     def __init__(self):
         self.process = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--worker"], bufsize=0,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        start_new_session=True)      # Ctrl-C is for the parent, which then closes the pipes
         self.ready = False
         Worker.alive.add(self)
 
@@ -1118,10 +1076,10 @@ def judge(cases):
                 worker = Worker.idle.pop() if Worker.idle else Worker()
                 busy[worker.process.stdout.fileno()] = worker, todo[-1][0]
                 try:
-                    worker.send(todo.pop()[1])
-                except OSError:                                      # it died while idle
-                    todo.append((busy.pop(worker.process.stdout.fileno())[1], None))
-                    todo[-1] = todo[-1][0], cases[todo[-1][0]]
+                    worker.send(todo[-1][1])
+                    todo.pop()
+                except OSError:                                      # it died while idle: another one takes the case
+                    del busy[worker.process.stdout.fileno()]
                     worker.kill()
             poll = select.poll()
             for pipe in busy:
@@ -1133,6 +1091,8 @@ def judge(cases):
                 if answer == b"r":
                     worker.ready, worker.deadline = True, time.monotonic() + LIMIT + 0.3
                     continue
+                if not answer and not worker.ready:
+                    raise RuntimeError(f"a worker does not start: try {sys.executable} {__file__} --worker")
                 del busy[pipe]
                 verdicts[k] = answer == b"1"
                 Worker.idle.append(worker) if answer else worker.kill()         # killed by its alarm or for memory: 0

@@ -293,19 +293,13 @@ SAME = r"""
 3   3.0   3.000   12 \div 4   e^{\ln 3}   \log_2 8   \log_{2}{8}   \log_{2}(8)   \log_2(8)   \log_{10} 1000
 3   \log 1000   \lg 1000   \log_28   \frac{\ln 8}{\ln 2}   \lfloor 3.7 \rfloor   3\text{ hours}   6÷2   ٣
 3   \left\lfloor \frac{7}{2}\right\rfloor   \log_ 2 8   3!!
-1/3   0.\overline{3}   0.(3)   0.\dot{3}   0.\dot3   0.\bar{3}   0.333...   0.333\ldots   0.3333333333333333
-\frac17   0.\overline{142857}
-\frac16   0.1\overline{6}   0.1\overline6
 1/6   0.1(6)
-1   0.\overline{9}   \ln e   \tan 45^\circ   \cot 45^\circ   \sin^2 x+\cos^2 x   \cosh^2 x-\sinh^2 x
 1   \log_2 3\cdot\log_3 2   0!   \binom{10}{0}
-\frac{27}{11}   2.\overline{45}
 2/3   0.6666666666666666   0.6666666666666667   \frac{1/2}{3/4}   ⅔
 \frac{1}{7}   0.14285714285714285
 -\frac13   -0.3333333333333333
 7/3   2.3333333333333335
 \frac34   \tfrac{3}{4}
-3/4   \cfrac{3}{4}   {3 \over 4}   \frac{21}{28}   3:4
 0.75   \dfrac34   \frac{3}4   \frac3{4}   \frac 3 4   ¾
 -\frac{3}{4}   \frac{-3}{4}
 \frac{3}{-4}   -\frac{3}{4}
@@ -324,12 +318,10 @@ SAME = r"""
 \frac{2}{3}   1-\frac{1}{3}
 1/8   2^{-3}
 \pi/6   \frac{\pi}{6}   \arcsin\frac{1}{2}   \sin^{-1}(1/2)
-\frac{\pi}{6}   \frac{1}{6}\pi   \frac16 \pi   \pi\over 6
 1024   2^{10}   2^10   2**10
 720   6!   5!\cdot 6   (3!)!
 90   \frac{10!}{8!}   90°
 2026 \cdot 2025   \frac{2026!}{2024!}
-10   \binom{5}{2}   \binom52   \dbinom{5}{2}   {5 \choose 2}   1+2+3+4   10 m/s   10\ \mathrm{m}/\mathrm{s}
 10   10\mbox{ cm}   10\hbox{ cm}   10\textrm{ cm}   10\mathrm{~cm}   10~\mathrm{cm}^{2}
 120   \tbinom{10}{3}   5！
 C(5,2)   C(5,2)
@@ -659,7 +651,6 @@ y=(x+4)(x-1)   y = x^{2} + 3x - 4
 7,654,321   7654321.00
 -12   \mathbf{-12}   \text{-12}   - 12   -\,12
 \frac79   \dfrac{ 7 }{ 9 }   \dfrac 79   \frac{7}{9}.   7 / 9   7\,/\,9   {7}/{9}   (7)/(9)   \frac{+7}{9}
-\frac79   -\frac{-7}{9}   \frac{0.7}{0.9}   \frac{7\cdot 2}{9\cdot2}   0.\overline{7}   .\overline{7}
 7/9   \tfrac79   \sfrac{7}{9}   \nicefrac{7}{9}
 \frac{7x}{9}   \frac{7}{9}x   7x/9
 \frac{33}{8}   4\tfrac18   4\,\tfrac{1}{8}   4 + \frac{1}{8}   4\;\frac{1}{8}   4⅛
@@ -812,6 +803,227 @@ x^4   x⁴
 -9,9   ±9
 \beta+\alpha   α+β
 50   ５０％
+-1.5   -\frac{3}{2}
+-\frac{3}{2}   -1\frac{1}{2}
+\frac{3}{2}\pi   \frac{3\pi}{2}
+\frac{3}{\sqrt{2}}   \frac{3\sqrt{2}}{2}
+\frac{3\sqrt2}{2}   3\frac{\sqrt{2}}{2}
+3\sqrt2+2\sqrt3   2\sqrt{3}+3\sqrt{2}
+\frac{\sqrt5-1}{2}   \frac{-1+\sqrt{5}}{2}
+\frac{1}{\sqrt{10}}   \sqrt{10}/10
+\frac{1+\sqrt3}{2}   \frac{1}{2}(1+\sqrt{3})
+7+4\sqrt{3}   (2+\sqrt{3})^2
+(1-x)^2   x^2-2x+1
+(x-1)(x^2+x+1)   x^3-1
+x^3-x^2+x-1   (x^2+1)(x-1)
+(2-x)(2+x)   -x^2+4
+x+2   \frac{x^2-4}{x-2}
+x/(x^2+1)   \frac{x}{x^2+1}
+\frac{x+1}{2}   \frac{2x+2}{4}
+3x^2-6x+1   3(x-1)^2-2
+\frac{2n^3+3n^2+n}{6}   n(n+1)(2n+1)/6
+n!\,2^n   2^n \cdot n!
+\binom{n}{k}   \frac{n!}{k!(n-k)!}
+\binom{2n}{n}   \frac{(2n)!}{n!n!}
+(-1)^{n}   (-1)^n
+-(-1)^n   (-1)^{n+1}
+\sqrt{b^2+a^2}   \sqrt{a^2+b^2}
+\frac{1}{\frac1a+\frac1b}   \frac{ab}{a+b}
+ab(a-b)   a^{2}b - ab^{2}
+xe^x+e^x   e^{x}(x+1)
+x e^{x}   xe^x
+\log(1+x^2)   \ln(x^2+1)
+\ln\sqrt{|x|}   \frac{1}{2}\ln|x|
+\tan^{-1} x   \arctan x
+\tan^{-1}(x)   \arctan(x)
+\arcsin x   \sin^{-1}x
+\cos2\theta   2\cos^2\theta-1
+(\cos 3x)^2   \cos^2 3x
+\cos x \sin x   \sin x \cos x
+\cos(x)+\sin(x)   \sin x+\cos x
+\sin x   \tan x \cos x   \cos\left(x-\frac{\pi}{2}\right)
+\sin(-x)   -\sin x
+\sin(x)\cdot x   x\sin x
+3 \sin(2x)   3\sin 2x
+\sin \omega t   \sin(\omega t)
+\sin(x)/x   \frac{\sin x}{x}
+v u^2   u^2v
+P=2(l+w)   P=2l+2w
+y=2x+1   y-3=2(x-1)
+4x+3y=12   \frac{x}{3}+\frac{y}{4}=1
+y=\frac{x^2}{4}   x^2=4y
+y = \frac14 x^2   x^2 = 4y
+2x-4y+6z=8   x-2y+3z=4
+x-2y+3z=4   x-2y+3z-4=0
+x^2+y^2-2x-4y-20=0   (x-1)^2+(y-2)^2=25
+9(x-1)^2+4y^2=36   \frac{(x-1)^2}{4}+\frac{y^2}{9}=1
+r = 2\cos \theta   r=2\cos\theta
+b=a   a=b
+a=b   2a=2b
+-3   k=-3
+\frac13   a = \frac{1}{3}
+2   \alpha=2   \sqrt[3]{5\sqrt{2}+7}-\sqrt[3]{5\sqrt2-7}
+7   \boxed{x=7}   x \approx 7   x=7.0
+10   BC = 10
+5   \overline{AB}=5   5\text{ cm.}
+45   m\angle A = 45^\circ   \sqrt{2025}
+12   [ABC]=12   \text{The area is }12   \text{area} = 12\text{ cm}^2   \operatorname{lcm}(4,6)   \text{lcm}(4,6)
+36\pi   V=36\pi
+f(x)=3x+2 \text{ for all } x   f(x)=3x+2 \text{ for all } x
+2x   f'(x)=2x
+9   f(3) = 9
+x^3-1   P(x) = x^3 - 1
+x^2+x-2   p(x)=(x-1)(x+2)
+a_n=3n-1   a_n=3n-1
+3n-1   a_n=3n-1
+\frac{n^2+n}{2}   S_n=\frac{n(n+1)}{2}
+\{0,1\}   x=0,x=1
+(0,1)   x=0 \text{ and } y=1   0<t<1
+(3,4)   (a,b)=(3,4)
+(3,4,5)   (a,b,c)=(3,4,5)   a=3,b=4,c=5
+b=4, a=3   a=3,\ b=4
+a=3,b=4   a=3\text{ and }b=4
+(0,0),(1,1)   \{(0,0),(1,1)\}   (x,y)=(0,0),(1,1)   (x,y)=(0,0)\text{ or }(x,y)=(1,1)
+(1,1),(0,0)   (0,0) \text{ and } (1,1)
+(0.5,-0.75)   \left(\frac{1}{2},-\frac{3}{4}\right)
+(1+\sqrt{2}, 1-\sqrt{2})   (1+\sqrt{2},1-\sqrt2)
+1\pm i   1+i,1-i
+-1+2i, -1-2i   -1\pm2i
+-1\pm 2i   x=-1\pm2i
+-\frac12+\frac{\sqrt3}{2}i, -\frac12-\frac{\sqrt3}{2}i   \frac{-1\pm i\sqrt3}{2}
+\pi,0   0,\pi
+\frac{5\pi}{6}, \frac{\pi}{6}   \frac{\pi}{6},\frac{5\pi}{6}
+x=\frac{\pi}{6}+2\pi k   x=\frac{\pi}{6}+2k\pi
+\{2,3,5,7\}   2,3,5,7
+7,5,3,2   2, 3, 5, and 7
+\{4\},\{2,3\}   \{2,3\}, \{4\}
+\{c,b,a\}   \{a,b,c\}
+\{x\mid x>0\}   (0,\infty)
+(0,\infty)   x>0
+[0,\infty)   t\ge 0
+-1<x<1   (-1,1)
+|x|<1   (-1,1)   x\in(-1,1)
+-1\leqslant x\leqslant1   [-1,1]
+x\in[-1,1]   [-1,1]
+|x|>1   (-\infty,-1)\cup(1,\infty)
+x<-1\text{ or }x>1   (-\infty,-1)\cup(1,\infty)
+x\neq1   (-\infty,1)\cup(1,\infty)
+\{x\mid x\ne1\}   (-\infty,1)\cup(1,\infty)
+x^2\ge9   x \le -3 \text{ or } x \ge 3
+(0,3) \cup (-3,0)   (-3,0)\cup(0,3)
+\{2\}\cup[0,1]   [0,1]\cup\{2\}
+2<a   a>2
+k > 0.25   k>\frac14
+k>\frac14   k\in(\frac14,\infty)
+x>2   2x-4>0
+x\le2   3x+1\le 7
+x<-3   -2x>6
+\frac12<x<2   1<2x<4
+y\ge 2-x   x+y\ge 2
+b>a   a<b
+c\ge b\ge a   a \le b \le c
+m\ne0   m \neq 0
+\begin{bmatrix}-7\\16\\5\end{bmatrix}   \begin{pmatrix}-7\\16\\5\end{pmatrix}
+\begin{pmatrix} 0.2&0.4\\0&1\end{pmatrix}   \begin{pmatrix} 1/5 & 2/5 \\ 0 & 1 \end{pmatrix}
+\begin{pmatrix} 1/5 & 2/5 \\ 0 & 1 \end{pmatrix}   \frac{1}{5}\begin{pmatrix} 1 & 2 \\ 0 & 5 \end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix}   \begin{pmatrix}x\\y\end{pmatrix}=\begin{pmatrix}1\\2\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix}   A=\begin{pmatrix}1\\2\end{pmatrix}   \mathbf{v}=\begin{pmatrix}1\\2\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix}   \begin{Bmatrix}1\\2\end{Bmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix}   \begin{bmatrix}1 & 2\cr 3 & 4\end{bmatrix}
+-2   \left| \begin{array}{cc}1&2\\3&4\end{array}\right|
+x=1,y=2   \begin{cases}x=1\\y=2\end{cases}
+4:6   2:3
+\sqrt2:2   1:\sqrt{2}
+2:3   2\!:\!3
+12_{10}   12_{10}
+2A_{16}   2A_{16}
+1011_2   1011_{(2)}   1011_{\text{two}}   1011_\text{two}   1011\text{ base }2
+1.5   \$1.50   150\%
+12000   \$ 12,000
+\$12,000   12{,}000\text{ dollars}
+\$12\text{K}   \$12\text{K}
+3.5   3.5\%
+0.035   3.5 \text{ percent}
+1   100\%   \sqrt[2025]{1}   \log_{10}2+\log_{10}5
+100   100\%
+\frac23   66\frac23\%
+-0.2   -20\%
+6 ft   6\text{ feet}
+6'   6'
+72\text{ square inches}   72\text{ in}^2
+72   72\ \text{in.}^2   72\text{ in.}
+4   4\text{ sq. ft.}
+20\text{ cubic meters}   20\,\text{m}^{3}
+6.02 \times 10^{23}   6.02\times10^{23}\text{ mol}^{-1}
+9.8\,\mathrm{m/s^2}   9.8\,\mathrm{m\,s^{-2}}
+9.8   9.8\ \mathrm{m\cdot s^{-2}}
+3\times 10^{8}   3\times10^8\text{ m/s}
+5^\circ C   5\,^{\circ}\mathrm{C}
+20   20\mathrm{kg}   20 \operatorname{cm}
+20\,\text{cm}   20\,\textrm{cm}
+3   3\text{h}   \ln(e^3)   \lfloor\pi\rfloor   \min\{3,4\}
+2\text{ hours and }30\text{ minutes}   2\text{ hours and }30\text{ minutes}
+\frac\pi2   \frac{\pi}{2}\text{ radians}
+\frac{\pi}{2}   \frac{\pi}{2} rad
+(45,60)   (45^\circ,60^\circ)
+60,45   45^\circ, 60^\circ
+30,60,90   30^\circ, 60^\circ, 90^\circ
+\{30,60\}   \{30^\circ,60^\circ\}
+15, 12   12 \text{ and } 15
+12,15   12\ \text{and}\ 15   12, \text{and } 15
+12 \& 15   12 \& 15
+yes it is   \text{Yes, it is.}
+TRUE   \text{True}.
+A,C   \text{(A) and (C)}
+D,C,A   A, C, D
+A, C   A and C
+C   \text{C})   \mathbf{C}   \mathbf{(C)}   \text{Choice (C)}   \text{Answer: C}   C: 5 apples   \mathrm{(C)}\ 15
+C   \text{C. } 15   \text{(C)}~15
+odd   \text{odd}
+\text{neither}   neither
+not enough information   \text{Not enough information}
+(2,3) \cup (0,1)   (0, 1) \cup (2, 3)
+\mathbb Z   \mathbb{Z}
+a circle   \text{a circle}
+\text{circle}   circle
+3,2   \text{2 and 3}
+10^{10^{10}}   10^{10^{10}}
+2^{2^{2^{2^2}}}   2^{2^{2^{2^2}}}
+2\cdot 2^{2024}   2^{2025}
+2^{2024}   2^{2025}-2^{2024}
+32   \frac{2^{2025}}{2^{2020}}
+9900   \frac{100!}{98!}
+\frac{2}{100!}   \frac{1}{100!}+\frac{1}{100!}
+7\cdot 7^{76}   7^{77}
+1+10^{100}   10^{100}+1
+10^{-10}   0.1^{10}
+0.14285714285714286   1/7
+0.5   1/3+1/6   \log_{4}2
+3.142857142857143   \frac{22}{7}
+\frac{50}{3}   16.666666666666668
+10^{-4}   0.0001
+0.0001   1e-4
+121932631112635269   123456789 \times 987654321
+2+\sqrt3   \tan(75^\circ)
+\frac{\sqrt5-1}{4}   \cos 72^\circ
+\frac{\sqrt6+\sqrt2}{4}   \cos\frac{\pi}{12}
+\frac{-1+\sqrt5}{4}   \sin 18^\circ
+\frac{\pi}{4}   4\arctan\frac15-\arctan\frac1{239}
+\log 10   \log 2 + \log 5
+0   \ln 1
+\ln^2 2   (\ln 2)^2
+(\ln x)^2   \ln^2 x
+\max(b,a)   \max(a,b)
+|x|   \left|x\right|
+|z|=1   |z|=1
+\overline{z}   \overline{z}
+\Re(z)   \Re(z)
+\sqrt{3}i   i\sqrt{3}
+\sqrt2+3i   3i+\sqrt{2}
+\frac35+\frac45i   \frac{3+4i}{5}
+-i   e^{-i\pi/2}
+e^{i\theta}   \cos\theta+i\sin\theta
+\frac{1+i}{\sqrt2}   \sqrt{i}
 """
 
 DIFFERENT = r"""
@@ -1066,7 +1278,6 @@ a   a,b
 6,7   6
 50   1,2,3,\ldots,100   \{1,2,\dots,100\}
 91   91^{91^{91}}   10^{10^{10^{10}}}   2^{2^{2^{2^{2^{2}}}}}   9999999999!   \sqrt{10^{10^{10}}}
-91   \frac{1}{0.\overline{0}}   ().__class__.__bases__[0]   [].__class__   {}.__class__   %s%s%s   '; DROP TABLE x; --
 91   \input{/etc/passwd}   \write18{rm -rf /}   \def\x{91}\x   \newcommand{\a}{91}\a   print(91)   lambda x: 91
 91   \x37\x37   0x4D   1e400
 (a+b)^{2501}   (a+b)^{2500}
@@ -1074,4 +1285,100 @@ x^{999999998}   x^{999999999}
 78   91 #comment   91L
 1000000   1_000
 -8   --8
+a+b   \sqrt{a^2+b^2}
+x+1   \sqrt{x^2+1}
+x^3+y^3   (x+y)^3
+x-2   \frac{x^2-4}{x-2}
+1   (-1)^n   e^{i\pi}
+(-1)^{n+1}   (-1)^n
+n^2   n!   \binom{n}{2}
+3\sin x   \sin 3x
+2\cos x   \cos 2x
+\ln a\ln b   \ln(ab)
+\frac{1}{\sin x}   \arcsin x
+2^n+1   2^{n+1}
+-e^x   e^{-x}
+2x+y=1   y=2x+1
+x=y^2   y=x^2
+x^2+y^2=5   x^2+y^2=25
+y=x   y=|x|
+x=2   x^2=4
+x^2=4   x=2
+2,-2,3   x^2=4
+x+y=0   x-y=0
+\frac23   P(A)=\frac13
+x\ne0   x\ge 0
+x^2>0   x>0
+[0,1]   (0,1)
+0\le x<1   0<x<1
+-1<x<1   x<-1 \text{ or } x>1
+(-\infty,1)   -1<x<1
+(-1,1)   (-\infty,-1)\cup(1,\infty)
+[0,3]   [0,1]\cup[2,3]
+(0,3),(2,1)   (0,1),(2,3)
+(b,a)   (a,b)
+(1,3,2)   (1,2,3)
+\{1,3\},\{2\}   \{1,2\},\{3\}
+\{1,2,3\}   \{1,2\},\{3\}
+\{1,\{2\}\}   \{\{1\},2\}
+1,2   1,2;3   x=1,y=2
+1\pm\sqrt3   1\pm\sqrt2
+1+i,-1-i   \pm1\pm i
+a=4,b=3   a=3,b=4
+(4,3)   a=3,b=4
+x=2,y=1   x=1,y=2   \begin{cases}x=1\\y=2\end{cases}
+1,3   x_1=1,x_2=2
+\begin{pmatrix}1&2\\4&3\end{pmatrix}   \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\begin{pmatrix}1\\2\end{pmatrix}   2\begin{pmatrix}1\\2\end{pmatrix}
+2:1   1:2
+1:3:2   1:2:3
+1011_{10}   1011_2
+11   1011_2
+12   12_{10}
+0.35   3.5\%
+10   100\%
+20   -20\%
+1/4   20\%
+72\text{ in}   72\text{ in}^2
+3\text{ km/h}   3\text{ mph}
+3\text{ m/s}^2   3\text{ m/s}
+5^\circ F   5^\circ C
+45\text{ rad}   45^\circ
+(60,45)   (45^\circ,60^\circ)
+yes   yes and no   \text{yes or no}
+even   \text{even or odd}   \text{not even}
+A   \text{neither A nor B}   \text{A or maybe B}   A? B?   all of the above   \text{none of the above}
+C   \text{(A), (B), (C), (D), (E)}   C or D
+10^{10^{11}}   10^{10^{10}}
+2^{2^{101}}   2^{2^{100}}
+2^{2024}   2^{2025}
+2^{2025}+1   2^{2025}
+2^{2025}   2^{2025}-1
+2025\cdot2023   \frac{2025!}{2023!}
+0.3333333333333   1/3
+1/7   0.142857   0.14285714285714
+1.41421356237309504880168872420969807856967187537694   \sqrt2
+1.49   1.5
+15   1.5
+1{,}00   100
+100   1,00
+1234   12,34
+0,1   0.1
+3   3.0001   2.999
+\pi   \frac{355}{113}   \sqrt{10}
+\pi^e   e^\pi
+1.618   \phi
+-2   \sqrt{-4}
+2   \sqrt{-4}
+\frac{2+i}{5}   \frac{1}{2+i}
+i   i^i
+e^{-i\theta}   \cos\theta+i\sin\theta
+5^{3}   5\cdot10^3
+x=5   x=5\text{ or }x=6
+5   x=5 \text{ but not } 6   \text{not }x=5   5 \text{ if } x>0   5\text{ or }-5   \text{either } 5 \text{ or } 6
+5   5\to6   5 \ne 6   5 > 4   x > 5   x \ge 5   x\ne 5   5\ldots   5,\ldots   5,\dots,10
+5   5 \text{ and all larger numbers}   \{x : x = 5 \text{ or } x=6\}   \mathbb{R}   \mathbb{Z}   (-\infty,\infty)
+5   5+0.001   5+\epsilon   5+C   5+x   c   5c   5y   5 y   \frac{x}{x}\cdot 6   a=5, b=6
+6   [5,5]   (5   5x^0   ?5
+5\text{ cm}   5\%
 """
