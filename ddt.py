@@ -40,8 +40,8 @@ import toy
 from eval import (InputError, demo_ids, flag, load_model, load_problems, new_sampler, pick_device, prompt_ids,
                   run, stop_ids)
 
-# How many logits token_stats holds at once: 64 or 128 MB in float32. Less makes a GPU wait for its memory; on a CPU
-# the C library returns only blocks above 32 MB to the system, and fragments smaller ones until little is saved.
+# How many logits token_stats computes at once: 64 or 128 MB in float32. Fewer make a GPU wait for its memory;
+# on a CPU the C library, which hands only blocks above 32 MB back to the system, fragments what it keeps.
 CHUNK = {"cpu": 2 ** 24, "cuda": 2 ** 25}
 
 

@@ -255,6 +255,15 @@ def test_only_wanted_tokens_are_computed(small_chunks):
     assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
 
 
+def test_a_small_batch_is_cut_as_well():
+    model = build("Qwen2")
+    ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(7))
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // 101))
+    ddt.token_stats(model, ids, torch.ones_like(ids))
+    assert seen == [4, 4, 4, 4]
+
+
 def test_training_mode_activation_checkpointing_and_the_model_left_as_it_was(small_chunks):
     model = build("Qwen2").train()
     ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(8))
