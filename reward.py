@@ -1,22 +1,25 @@
 r"""The reward: does the box mean what the answer key means?
 
 Reinforcement learning optimises exactly what this file says: a false positive teaches cheating, a false negative starves
-learning, a hang stops the run, and an `eval` would hand the machine to the model. So the text is read by hand into a small
-tree (never eval, sympify or parse_latex), and the tree is evaluated under bounds, never "simplified":
+learning, a hang stops the run, an `eval` would hand the machine to the model. So the text is read by hand into a small tree
+(never eval, sympify or parse_latex), and the tree is evaluated under bounds, never "simplified":
 
 1. cheap path, in this process, microseconds: equal strings after normalisation, or two plain rational numbers;
-2. meaning, in a worker process: exact fractions as far as they go, mpmath (sympy's arithmetic) at two precisions from there on. Formulas that
-   agree at random points are the same formula (Schwartz-Zippel). A difference that is really zero shrinks with the precision;
-   a tiny number, 10^-100, does not;
+2. meaning, in a worker process: exact fractions as far as they go, then mpmath (sympy's arithmetic) at two precisions.
+   Formulas that agree at random points are the same formula (Schwartz-Zippel). A difference that is really zero shrinks
+   with the precision; a tiny number, 10^-100, does not;
 3. limits: a case has LIMIT seconds, counted by the kernel (an alarm kills the worker whatever it is doing), and MEMORY bytes.
 
-Glossary: `prediction` what stands in the box; `gold` the answer key; `node` a tree such as ("pow", ("sym", "x"), ("num", 2));
+Glossary: `prediction` what stands in the box; `gold` the answer key; `node` a tree, ("pow", ("sym", "x"), ("num", 2));
 `Hopeless` a text that cannot be read, or a value that is undefined or out of bounds: equal to nothing, except as a string.
+Conventions where mathematics leaves a choice: 0.33 is not 1/3, units may be missing but not differ, n% is n or n/100,
+log has base 10 or e, an odd root of a negative number is real, unknowns are real unless i occurs.
 Left out: numbers in words, unit conversion (1 m is not 100 cm), integrals, limits, sums. POSIX only.
 
     python reward.py 'so \boxed{\frac{1}{2}}' 0.5         # what was read on both sides, and the verdict
 """
 
+import atexit
 import json
 import math
 import os
@@ -47,7 +50,7 @@ class Hopeless(ValueError):
     """Cannot be read, or is undefined, or is too big to look at."""
 
 
-# ------------------------------------------------------------------------------------------------ the box
+# -------------------------------------------------------------------------------- the box
 
 
 def extract_answer(text):
@@ -56,7 +59,8 @@ def extract_answer(text):
     Braces are balanced and \{ \} do not count; a box in a box is opened; `\boxed 5` is a box; of a reasoning model's
     response only what follows </think> is read."""
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
-    stack, last = [], (-1, 0, 0, 0)              # open braces (start of the box or -1, inside); last box: start, inside, end of both
+    stack = []                                                       # open braces: (where its box starts or -1, inside)
+    last = (-1, 0, 0, 0)                                             # last box: start, inside, end of inside, end
     for token in re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s{}$]*)|\\.|[{}]", text, re.DOTALL):
         if token[1] == "{" or token[0] == "{":
             stack.append((token.start() if token[1] else -1, token.end()))
@@ -73,7 +77,7 @@ def extract_answer(text):
     return (content if text[last[2]:last[3]] else content.rstrip(".,;")) or None
 
 
-# ------------------------------------------------------------------------------------------------ the cheap path
+# -------------------------------------------------------------------------------- the cheap path
 
 SPACING = re.compile(r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
 IGNORED = re.compile(r"(?<!\\)\\(?:(?:left|right) ?\.|(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits"
@@ -119,31 +123,32 @@ def cheap(prediction, gold):
     return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
 
-# ------------------------------------------------------------------------------------------------ text to tokens
+# -------------------------------------------------------------------------------- text to tokens
 # What `prepare` leaves: digits, letters, \commands, { } as TeX groups, one character for every operator, «words», ⦃ ⦄ for set
 # braces, ⟪ ⟫ around a matrix with ↵ between rows and & between cells, and 0.1~6 for 0.1666...
 
 SYMBOLS = r"""
-* \cdot \times \ast \bullet × · ⋅ ∙ ∗ •    / \div ÷ ⁄ ∕    ± \pm    ∓ \mp    - − – — ‒ ﹣    ^ **    = \equiv ==    < \lt    > \gt
-≤ \le \leq \leqslant <= ⩽    ≥ \ge \geq \geqslant >= ⩾    ≠ \ne \neq !=    ≈ \approx \simeq    : \colon ∶    ∈ \in    ∪ \cup \bigcup
-∩ \cap    ∖ \setminus \backslash    ∧ \land \wedge    ∨ \lor \vee    ∞ \infty \infin    π \pi    ∅ \emptyset \varnothing
-ℝ \mathbf{R} \R \Reals    ⟨ \langle    ⟩ \rangle    ⌊ \lfloor    ⌋ \rfloor    ⌈ \lceil    ⌉ \rceil    ∣ \mid    … \ldots \dots \cdots ...
-| \vert \lvert \rvert \Vert \lVert \rVert \| ‖    ⦃ \{ \lbrace    ⦄ \} \rbrace    [ \lbrack    ] \rbrack    ↵ \cr
-° ^{\circ} ^\circ ^{\degree} ^\degree \degree \textdegree ˚    % \%    ' \prime ^\prime ^{\prime} ′
+* \cdot \times \ast \bullet × · ⋅ ∙ ∗ •    / \div ÷ ⁄ ∕    ± \pm    ∓ \mp    - − – — ‒ ﹣    ^ **    = \equiv ==
+< \lt    > \gt    ≤ \le \leq \leqslant <= ⩽    ≥ \ge \geq \geqslant >= ⩾    ≠ \ne \neq !=    ≈ \approx \simeq    ∈ \in
+∪ \cup \bigcup    ∩ \cap    ∖ \setminus \backslash    ∧ \land \wedge    ∨ \lor \vee    : \colon ∶    … \ldots \dots \cdots ...
+∞ \infty \infin    π \pi    ∅ \emptyset \varnothing    ℝ \mathbf{R} \R \Reals    ∣ \mid    | \vert \lvert \rvert \| \Vert ‖
+⦃ \{ \lbrace    ⦄ \} \rbrace    [ \lbrack    ] \rbrack    ⟨ \langle    ⟩ \rangle    ⌊ \lfloor    ⌋ \rfloor    ⌈ \lceil
+⌉ \rceil    ↵ \cr    ° ^{\circ} ^\circ ^{\degree} ^\degree \degree \textdegree ˚    % \%    ' \prime ^\prime ^{\prime} ′
 «$» \$    «€» € \euro    «£» £ \pounds    «¥» ¥    «₹» ₹    «¢» ¢    \sqrt √    \sqrt[3] ∛    \sqrt[4] ∜
 \log_{10} \lg    \asin \arcsin    \acos \arccos    \atan \arctan    \binom \dbinom \tbinom
 """
 SYMBOLS = {old: new + " " * new.startswith("\\") for new, *olds in map(str.split, re.split(r" {4}|\n", SYMBOLS.strip()))
            for old in olds}
-SYMBOL = re.compile("|".join(re.escape(old) + r"(?![A-Za-z])" * old[-1].isalpha() for old in sorted(SYMBOLS, key=len)[::-1]))
+SYMBOL = re.compile("|".join(re.escape(old) + r"(?![A-Za-z])" * old[-1].isalpha()
+                             for old in sorted(SYMBOLS, key=len, reverse=True)))
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ⁽⁾ᵀ", "0123456789+-ni()T"))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789"))
 FUNCTIONS = set("""sin cos tan sec csc cot asin acos atan asec acsc acot sinh cosh tanh asinh acosh atanh log ln exp max min gcd
 lcm abs det""".split())
 COMMANDS = FUNCTIONS | {"sqrt", "frac", "binom", "vec", "hat", "bar", "overline", "tilde"}
 GREEK = set("alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi psi omega".split())
-WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "%", "degree": "°", "degrees": "°", "deg": "°",
-         "thousand": "*10^3", "million": "*10^6", "billion": "*10^9",
+WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "%",
+         "degree": "°", "degrees": "°", "deg": "°", "thousand": "*10^3", "million": "*10^6", "billion": "*10^9",
          "arcsin": r"\asin ", "arccos": r"\acos ", "arctan": r"\atan "}
 UNITS = {name: names.split()[0] for names in """km kilometer kilometre, m meter metre, cm centimeter centimetre, ft foot feet,
 mm millimeter millimetre, in inch inche, yd yard, mi mile, g gram, kg kilogram kilo, mg milligram, lb pound, oz ounce, unit,
@@ -165,12 +170,13 @@ def word(match):
         return WORDS[low]
     if text in GREEK or text in COMMANDS and not (low in UNITS and not rest.strip(" .})")):     # 5 min, but min(5, 6)
         return f"\\{text} "
-    variables = len(text) == 2 or len(text) < 5 and not re.search("[eiou]|(?!^)a", low)
-    return text if variables and low not in UNITS and low.rstrip("s") not in UNITS and low not in SHORT_WORDS else f"«{text}»"
+    known = low in UNITS or low.rstrip("s") in UNITS or low in SHORT_WORDS
+    variables = not known and (len(text) == 2 or len(text) < 5 and not re.search("[eiou]|(?!^)a", low))
+    return text if variables else f"«{text}»"
 
 
 def text_command(match):
-    r"""\text{...}: words become «words» like all others; a single letter is one too (5\text{ m}), save the constants e and i."""
+    r"""\text{...}: words become «words» like all others; a single letter does too (5\text{ m}), save e and i."""
     if re.match("math(?!rm)|bold|bm|pmb", match[1]):
         return f" {match[2]} " if len(match[2]) > 1 else match[2]
     return " " + re.sub(r"(?<![A-Za-z\\])([A-DF-Za-df-hj-z])(?![A-Za-z])", r"«\1»", match[2]) + " "
@@ -196,7 +202,7 @@ def prepare(text, thousands=True):
     sub(r"\\(boxed|fbox)(?![a-zA-Z])", "")
     sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}")
     for _ in range(4):                                               # outermost first; four nested \text are plenty
-        sub(r"\\(text\w*|mathrm|mbox|hbox|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}", text_command)
+        sub(r"\\(text\w*|mbox|hbox|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}", text_command)
     sub(r"(?<=[\d.])\\dot ?\{?(\d)\}?(\d*)\\dot ?\{?(\d)\}?", r"(\1\2\3)")          # 0.\dot12\dot3 is 0.(123)
     sub(r"(?<!\d)(\d*)\.(\d*) ?(?:\\(?:overline|bar|dot) ?\{? ?(\d+) ?\}?|\((\d+)\))", r"\g<1>.\2~\3\4")
     sub(r"(?<!\d)(\d*)\.(\d{0,9}?)(\d{1,9}?)\3\3+ ?…", r"\1.\2~\3")          # 0.333...
@@ -217,7 +223,7 @@ def prepare(text, thousands=True):
     return squeeze(re.sub(r"\s+", " ", text)).lstrip(" \"'`").rstrip(" .,;↵\"'`")
 
 
-# ------------------------------------------------------------------------------------------------ tokens to a tree
+# -------------------------------------------------------------------------------- tokens to a tree
 
 
 def num(value):
@@ -247,9 +253,10 @@ CLOSING = {"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "⟨": "⟩", "⌊": "⌋",
 
 
 class Reader:
-    """A position in a prepared text and one method a grammar rule: answer > relation > union > item > sum > term > factor > atom.
+    """A position in a prepared text, and one method a grammar rule.
 
-    One pass without backtracking, depth bounded by MAX_DEPTH; anything unexpected is Hopeless."""
+    answer > relation > union > item > sum > term > factor > atom. No backtracking, depth bounded by MAX_DEPTH; anything
+    unexpected is Hopeless."""
 
     def __init__(self, text):
         self.text, self.i, self.depth, self.in_bars, self.in_function, self.unit = text, 0, 0, False, False, None
@@ -346,7 +353,8 @@ class Reader:
         """Does a factor follow without an operator? 2x, 2(x), 2^{3}5; but not 2 3, x2, or the bar that closes |x|."""
         if self.see(r"[\d.]"):
             return self.text[self.i - 1] in "})]!"
-        return self.see(r"[A-Za-zπ∞({\[⟪⌊⌈|]|\\[A-Za-z]") and not self.see(UNIT) and not (self.in_bars and self.see(r"\|"))
+        closing_bar = self.in_bars and self.see(r"\|")
+        return self.see(r"[A-Za-zπ∞({\[⟪⌊⌈|]|\\[A-Za-z]") and not self.see(UNIT) and not closing_bar
 
     def factor(self):
         """An atom and what stands behind it: ! ^ ' % °."""
@@ -396,7 +404,8 @@ class Reader:
         match = self.take(r"(\d*)\.(\d*)(?:~(\d+))?(?:[eE]([+-]?\d{1,5}))?|(\d+)(?:[eE]([+-]?\d{1,5}))?")
         if not match or match[0].strip() == ".":
             return self.fail() if match else None
-        whole, part, repeating, shift = match[1] or match[5] or "0", match[2] or "", match[3], int(match[4] or match[6] or 0)
+        whole, part, repeating = match[1] or match[5] or "0", match[2] or "", match[3]
+        shift = int(match[4] or match[6] or 0)
         value = Fraction(int(whole + part), 10 ** len(part))
         if repeating:
             value += Fraction(int(repeating), 10 ** len(part) * (10 ** len(repeating) - 1))
@@ -528,7 +537,8 @@ def plain(text):
 def canonical_unit(text):
     """'square centimeters' -> 'cm^2', 'miles per hour' -> 'mph', other words -> themselves in the singular."""
     def short(match):
-        return UNITS.get(match[0]) or UNITS.get(match[0].rstrip("s")) or (match[0].rstrip("s") if len(match[0]) > 2 else match[0])
+        singular = match[0].rstrip("s") if len(match[0]) > 2 else match[0]
+        return UNITS.get(match[0]) or UNITS.get(singular, singular)
 
     text = re.sub(r"\bper\b", "/", re.sub("[«»{}.*]", " ", text.lower()))
     text = re.sub(r"\b(?:square|sq) +(\w+)|(\w+) +squared", r"\1\2^2", text)
@@ -538,7 +548,7 @@ def canonical_unit(text):
     return UNITS.get(text, text.removesuffix("^1"))
 
 
-# ------------------------------------------------------------------------------------------------ a tree to a value
+# -------------------------------------------------------------------------------- a tree to a value
 
 CONSTANTS = {"π": lambda: +mp.pi, "e": lambda: +mp.e, "i": lambda: mp.mpc(0, 1)}
 ON_INTEGERS = {"factorial": math.factorial, "factorial!": lambda n: math.prod(range(n, 0, -2)), "binom": math.comb,
@@ -644,7 +654,7 @@ def determinant(rows):
     return ("add", *(mul(num((-1) ** j), rows[0][j], minor) for j, minor in enumerate(minors)))
 
 
-# ------------------------------------------------------------------------------------------------ equal formulas
+# -------------------------------------------------------------------------------- equal formulas
 
 
 def symbols(node):
@@ -733,7 +743,7 @@ def double_precision(node, value):
         abs(node[1] - value) < Fraction(10) ** -node[2] or float(node[1]) == float(value))
 
 
-# ------------------------------------------------------------------------------------------------ equal answers
+# -------------------------------------------------------------------------------- equal answers
 
 FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 
@@ -785,11 +795,11 @@ def items(node):
 
 
 def settle(node):
-    """One item in the form that is compared: "a ≈ 0.3" -> a, "x in S" -> S, 2 + 3 = 5 -> 5, sums and multiples of matrices."""
+    """One item in the form that is compared: "a ≈ 0.3" -> a, 2 + 3 = 5 -> 5, sums and multiples of matrices."""
     if node[0] == "rel":
         if node[1][-1] == "≈":
             return settle(node[2 + is_name(node[2])] if len(node) == 4 else ("rel", node[1][:-1], *node[2:-1]))
-        if set(node[1]) == {"="} and not symbols(node) and all(map(is_value, node[2:])) and all(equal(v, node[2]) for v in node[3:]):
+        if set(node[1]) == {"="} and not symbols(node) and all(is_value(v) and equal(v, node[2]) for v in node[2:]):
             return node[-1]
     if node[0] in ("add", "mul"):
         parts = [settle(part) for part in node[1:]]
@@ -798,7 +808,8 @@ def settle(node):
         if node[0] == "mul" and len(matrices) == 1:
             return ("matrix", *(tuple(mul(*scalars, cell) for cell in row) for row in matrices[0][1:]))
         if node[0] == "add" and matrices and not scalars and len({(len(m), len(m[1])) for m in matrices}) == 1:
-            return ("matrix", *(tuple(("add", *cells) for cells in zip(*rows)) for rows in zip(*(m[1:] for m in matrices))))
+            rows = zip(*(matrix[1:] for matrix in matrices))
+            return ("matrix", *(tuple(("add", *cells) for cells in zip(*row)) for row in rows))
     return node
 
 
@@ -806,8 +817,8 @@ def same(a, b):
     """The verdict on two trees."""
     if a == b:
         return True
-    if a[0] == b[0] == "rel" and a[1] == b[1] == "=" and assigned(a) and assigned(b) and assigned(a)[0] != assigned(b)[0]:
-        return False                                                 # x = 5 is 5 and y = 5 is 5, but they are not the same
+    if assigned(a) and assigned(b) and assigned(a)[0] != assigned(b)[0]:
+        return False                                                 # x = 5 is 5, y = 5 is 5, but they are not the same
     left, right = items(a), items(b)
     for one, other in ((left, right), (right, left)):
         if len(one) > 1 and all(map(assigned, one)) and not any(map(assigned, other)):
@@ -870,7 +881,8 @@ def same_antiderivative(a, b):
     constants = {sym(name) for name in "CcKk"}
     if a[0] != "add" or b[0] != "add" or len(constants & set(a)) != 1 or len(constants & set(b)) != 1:
         return False
-    gap = ("add", *(part for part in a[1:] if part not in constants), *(negative(p) for p in b[1:] if p not in constants))
+    f, g = (("add", num(0), *(part for part in side[1:] if part not in constants)) for side in (a, b))
+    gap = ("add", f, negative(g))
     names = sorted(symbols(gap))
     return bool(names) and equal(gap, substitute(gap, {name: Fraction(17 + k, 11) for k, name in enumerate(names)}))
 
@@ -903,7 +915,7 @@ def solved(f, name):
     return ("add", num(-3), mul(num(-4), at[0], inverse(slope)))
 
 
-# ------------------------------------------------------------------------------------------------ sets of real numbers
+# -------------------------------------------------------------------------------- sets of real numbers
 
 
 def is_region(node):
@@ -974,13 +986,14 @@ def same_region(a, b):
     return bool(known or sym("ℝ") in (a, b)) and all(contains(a, x) == contains(b, x) for x in points)
 
 
-# ------------------------------------------------------------------------------------------------ one case
+# -------------------------------------------------------------------------------- one case
 
 
 def choice(text):
     """The letter of a multiple-choice answer: bracketed, dotted, or with what it stands for behind it; else None."""
     text = re.sub(r"[\\{}$*]|text\w*|mathrm|mathbf", " ", SPACING.sub(" ", text)).strip()
-    match = re.fullmatch(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer):? )?[(\[]? ?([A-Ja-j]) ?[)\]]?[.:]?", text) or re.match(r"\( ?([A-J]) ?\)|([A-J])[).:] ", text)
+    match = (re.fullmatch(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer):? )?[(\[]? ?([A-Ja-j]) ?[)\]]?[.:]?", text)
+             or re.match(r"\( ?([A-J]) ?\)|([A-J])[).:] ", text))
     if not match or re.search(r"\b[A-J]\b|\bor\b", text[match.end():]):
         return None
     return (match[1] or match[2]).upper()
@@ -1004,7 +1017,7 @@ def compare(prediction, gold):
     return False
 
 
-# ------------------------------------------------------------------------------------------------ workers
+# -------------------------------------------------------------------------------- workers
 
 
 def work():
@@ -1037,9 +1050,16 @@ class Worker:
     def __init__(self):
         self.process = subprocess.Popen([sys.executable, os.path.abspath(__file__), "--worker"], bufsize=0,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        start_new_session=True)      # Ctrl-C is for the parent, which then closes the pipes
+                                        start_new_session=True)      # Ctrl-C is for the parent, which closes the pipes
         self.ready = False
         Worker.alive.add(self)
+
+    @classmethod
+    def get(cls):
+        try:
+            return cls.idle.pop()
+        except IndexError:
+            return cls()
 
     def send(self, case):
         data = json.dumps(case).encode() + b"\n"
@@ -1065,6 +1085,7 @@ def forget_workers():
 
 
 os.register_at_fork(after_in_child=forget_workers)
+atexit.register(lambda: [worker.kill() for worker in list(Worker.alive)])
 
 
 def judge(cases):
@@ -1072,8 +1093,8 @@ def judge(cases):
     verdicts, todo, busy = [False] * len(cases), list(enumerate(cases))[::-1], {}
     try:
         while todo or busy:
-            while todo and len(busy) < (os.cpu_count() or 1):
-                worker = Worker.idle.pop() if Worker.idle else Worker()
+            while todo and len(busy) < min(os.cpu_count() or 1, 16):
+                worker = Worker.get()
                 busy[worker.process.stdout.fileno()] = worker, todo[-1][0]
                 try:
                     worker.send(todo[-1][1])
@@ -1104,7 +1125,7 @@ def judge(cases):
     return verdicts
 
 
-# ------------------------------------------------------------------------------------------------ the contract
+# -------------------------------------------------------------------------------- the contract
 
 
 def is_equiv(prediction, gold):
@@ -1134,9 +1155,13 @@ def reward(response, answer):
 
 
 def show(node):
+    """A tree as text: pow(x, 2)."""
     if not isinstance(node, tuple):
         return str(node)
-    return f"{node[0]}({', '.join(map(show, node[1:]))})" if node[:1] and node[0] not in ("num", "sym") else show(node[1])
+    if node[0] in ("num", "sym"):
+        return str(node[1])
+    name, parts = ("", node) if isinstance(node[0], tuple) else (node[0], node[1:])    # a matrix row has no name
+    return f"{name}({', '.join(map(show, parts))})"
 
 
 def main():
@@ -1148,7 +1173,7 @@ def main():
     response, answer = sys.argv[1:]
     for name, text in (("response", extract_answer(response)), ("answer", extract_answer(answer) or answer)):
         print(f"{name}: {text!r:.300}")
-        for tree in readings(text)[:1] if text else []:
+        for tree in readings(text)[:1] if text and len(text) <= MAX_CHARS else []:
             print(f"    read as {show(tree):.500}")
     print("reward:", reward(response, answer))
 
