@@ -634,8 +634,11 @@ def apply(name, values, env):
         if not isinstance(x, Fraction) and abs(x - mp.nint(x)) < mp.mpf(10) ** (-mp.dps // 2):
             x = mp.nint(x)                                           # 3 computed as 2.999...
         return Fraction(getattr(math, name)(x) if isinstance(x, Fraction) else int(getattr(mp, name)(x)))
-    if name in ON_INTEGERS and all(isinstance(v, Fraction) and v.denominator == 1 and 0 <= v <= 20_000 for v in values):
-        return Fraction(ON_INTEGERS[name](*map(int, values)))
+    if name in ON_INTEGERS:
+        if all(isinstance(v, Fraction) and v.denominator == 1 and v >= 0 for v in values) and values[-1] <= 20_000:
+            return Fraction(ON_INTEGERS[name](*map(int, values)))
+        if max(map(abs, values)) > 1000:                             # the gamma function of a huge number takes for ever
+            raise Hopeless("too big")
     if x == 0 and name in ("log", "ln"):
         raise Hopeless("undefined")
     if name == "log":
