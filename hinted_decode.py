@@ -177,9 +177,9 @@ class Rewriter:
     def __init__(self, model, tokenizer, problems, flags):
         """Memory is taken for the longest of `problems`. InputError if the model cannot be sampled from."""
         self.model, self.tokenizer, self.flags, self.stop = model, tokenizer, flags, stop_ids(model, tokenizer)
-        self.context = getattr(model.config, "max_position_embeddings", None) or 10**9
         longest = max(len(ids) for p in problems for ids in contexts(tokenizer, p, flags.analysis))
-        length = min(self.context, longest + flags.max_new_tokens * (2 if flags.analysis else 1))
+        longest += flags.max_new_tokens * (2 if flags.analysis else 1)
+        length = min(longest, getattr(model.config, "max_position_embeddings", None) or longest)
         twin = torch.bfloat16 if model.device.type == "cuda" else None
         try:
             self.plain, self.pair = (Sampler(model, flags.rows, length, streams, twin) for streams in (1, 2))
@@ -211,14 +211,14 @@ class Rewriter:
         result = []
         for (hinted, plain), text in zip(pairs, self.tokenizer.batch_decode(ids, skip_special_tokens=True)):
             analysis = encode(self.tokenizer, f"{text.split(heading)[0].rstrip()}\n\n{heading}\n")
-            result.append((hinted + analysis[-((self.context - len(hinted)) // 2):], plain))
+            result.append((hinted + analysis[-((self.pair.length - len(hinted)) // 2):], plain))
         return result
 
     def sample(self, sampler, prompts, temperature, top_p, halt=repetition, share=1, **how):
-        """Lists of tokens and how each ended. Budget: --max_new_tokens or a share of the room in the model's context."""
+        """Lists of tokens and how each ended. Budget: --max_new_tokens, but at most a share of the room there is."""
         sampler.sync(self.model)
         lengths = [max(map(len, prompt)) if sampler.streams == 2 else len(prompt) for prompt in prompts]
-        budgets = [min(self.flags.max_new_tokens, int(share * (self.context - length))) for length in lengths]
+        budgets = [min(self.flags.max_new_tokens, int(share * (sampler.length - length))) for length in lengths]
         samples = sampler(prompts, max_new_tokens=budgets, stop=self.stop, temperature=temperature, top_p=top_p,
                           seed=self.flags.seed, halt=halt, **how)
         ids = samples.lists()
@@ -274,8 +274,7 @@ def rewrite_all(rewriter, problems, flags, out):
         [(_, before)] = read_rows(out / "summary.json")
         if before.get("flags") != settings:
             raise InputError(f"--resume: the run in {out} had the flags {before.get('flags')}: repeat them")
-        rows = finished_rows(out / "trajectories.jsonl", problems)
-        rows = rows[:len(rows) // flags.save_every * flags.save_every]                  # whole chunks
+        rows = finished_rows(out / "trajectories.jsonl", problems, flags.save_every)
     out.mkdir(parents=True, exist_ok=True)
     write(out / "summary.json", json.dumps(report))
     write(out / "trajectories.jsonl", json_lines(rows))
@@ -332,7 +331,7 @@ def train(model, tokenizer, problems, flags, optimizer, state, out=None):
     order = np.random.default_rng(flags.seed).permutation(len(problems))
     rewriter = Rewriter(model, tokenizer, problems, flags) if flags.rounds else None
     bar = tqdm(total=flags.steps, initial=state["step"], desc=flags.loss, leave=False)
-    for number in range(state["step"] * rounds // flags.steps, rounds):
+    for number in range(state.setdefault("round", 0), rounds):
         texts = [problems[i] for i in order[number::rounds]]
         about = {"round": number + 1, "problems": len(texts)}
         if rewriter:
@@ -351,6 +350,7 @@ def train(model, tokenizer, problems, flags, optimizer, state, out=None):
             bar.set_postfix(**about, nll=f"{row['nll']:.3f}")
             if out:
                 log_row(out, {"step": step + 1, **about, **row})
+        state["round"] = number + 1
         if out:
             write(out / f"round-{number + 1}.jsonl", json_lines(texts))
             save_checkpoint(out, model, tokenizer, optimizer, state)
