@@ -59,6 +59,8 @@ def extract_answer(text):
     Braces are balanced and \{ \} do not count; a box in a box is opened; `\boxed 5` is a box; of a reasoning model's
     response only what follows </think> is read."""
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return None
     stack = []                                                       # open braces: (where its box starts or -1, inside)
     last = (-1, 0, 0, 0)                                             # last box: start, inside, end of inside, end
     for token in re.finditer(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s{}$]*)|\\.|[{}]", text, re.DOTALL):
