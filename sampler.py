@@ -27,7 +27,7 @@ import inspect
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +127,8 @@ class Slab:
         return like.new_zeros(self.rows, heads, columns, dim)
 
     def grow(self, columns):
-        """Make room for `columns` in every layer. Rows lie close together (a sparse slab is twice as slow to read)."""
+        """Make room for `columns` in every layer. On the CPU a slab is as wide as what attention reads, and no wider:
+        memory that is read in one piece comes twice as fast."""
         if columns > self.columns:
             for pair in self.layers.values():
                 for i, old in enumerate(pair):
@@ -392,20 +393,18 @@ class Sampler:
             self.storage = storage
             if self.graphs is not None:
                 self.graphs = {}
-        rows, columns = self.rows, self.length
         if self.graphs is None:
-            rows = min(rows, len(jobs))
-            columns = min(columns, max(len(text) + min(budget, 128) for texts, budget, _ in jobs for text in texts) + 32)
-        if self.slab and (self.slab.rows, self.slab.columns) == (rows * self.streams, columns):
+            self.slab = Slab(self.streams * min(self.rows, len(jobs)), 0)
+        elif self.slab:
             self.slab.clear()
         else:
-            self.slab = Slab(rows * self.streams, columns)
+            self.slab = Slab(self.streams * self.rows, self.length)
         self.alive.zero_()
 
     def bucket(self, reach):
         """Columns to look at: on CUDA few different numbers, since each is a graph (and varlen_attn needs none)."""
-        if self.model.device.type != "cuda":
-            return reach
+        if self.graphs is None:
+            return self.slab.columns
         return self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
 
     def run(self, jobs, stop, how, combine, halt):
@@ -424,12 +423,12 @@ class Sampler:
         steps = [0] * len(busy)                                     # tokens each slot has sampled
         while busy:
             B = len(busy)
-            reach = max(max(map(len, jobs[r][0])) + step for r, step in zip(busy, steps))
             ahead = min(self.every, max(jobs[r][1] - step for r, step in zip(busy, steps)))
-            if reach + ahead > self.slab.columns:
-                self.slab.grow(min(self.length, (reach + ahead) * 3 // 2))
-            for i in range(ahead):
-                self.advance(B, reach + i, stop, how, combine)
+            reach = max(max(map(len, jobs[r][0])) + step for r, step in zip(busy, steps)) + ahead
+            if reach > self.slab.columns:
+                self.slab.grow(reach + max(28, reach // 8))
+            for _ in range(ahead):
+                self.advance(B, self.bucket(reach), stop, how, combine)
             steps, alive = torch.stack([self.step[:B], self.alive[:B].long()]).tolist()     # the one host sync
             if halt:
                 for slot, text in enumerate(self.out[0][:B, :max(steps)].tolist()):
@@ -462,6 +461,7 @@ class Sampler:
                     copies.append((home[text], row, len(text) - 1))
                 else:
                     home[text] = fresh[text] = row
+        self.slab.grow(max(len(text) for r in fill.values() for text in jobs[r][0]))
         self.read(fresh)
         if copies:
             source, target, columns = map(list, zip(*copies))
@@ -498,7 +498,7 @@ class Sampler:
     def replay(self, B, reach):
         """`forward` from a CUDA graph, for the next larger of a few batch sizes; the graphs share one pool."""
         size = next(size for size in sorted({self.rows, *(1 << i for i in range(3, 12))}) if size >= B)
-        size, reach = min(size, self.rows), self.bucket(reach)
+        size = min(size, self.rows)
         if (size, reach) not in self.graphs:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -561,25 +561,30 @@ class Sampler:
 
 # ---- the race ----------------------------------------------------------------------------------------------------------
 
-def generate(model, prompts, n, new, stop, rows=64, greedy=False):
-    """The baseline: `model.generate` on batches of `rows`, left-padded -> the sampled rows, cut at their stop token."""
-    out = []
-    jobs = [prompt for prompt in prompts for _ in range(n)]
-    sampling = dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+def generate(model, prompts, n, new, stop, rows=64, **sampling):
+    """The baseline: `model.generate` on left-padded batches of `rows` -> sampled rows, cut after their stop token."""
+    sampling = sampling or dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    jobs, out = [prompt for prompt in prompts for _ in range(n)], []
     for i in range(0, len(jobs), rows):
         batch = jobs[i:i + rows]
         width = max(map(len, batch))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in batch], device=model.device)
-        real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
-        got = model.generate(ids, attention_mask=real, max_new_tokens=new, eos_token_id=list(stop) or None, pad_token_id=0,
-                             **sampling)[:, width:].tolist()
-        ends = [next((t + 1 for t, token in enumerate(row) if token in stop), len(row)) for row in got]
-        out += [row[:end] for row, end in zip(got, ends)]
+        ids, real = (torch.tensor([[0] * (width - len(p)) + row(p) for p in batch], device=model.device)
+                     for row in (list, lambda p: [1] * len(p)))
+        got = model.generate(ids, attention_mask=real, max_new_tokens=new, eos_token_id=list(stop) or None, **sampling)
+        for row in got[:, width:].tolist():
+            out.append(row[:next((t + 1 for t, token in enumerate(row) if token in stop), new)])
     return out
 
 
+def random_model(device, dtype=torch.float32, **shape):
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**shape)).to(device, dtype).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    return model
+
+
 def seconds(f):
-    """Wall time of f() with the device drained -> (seconds, result)."""
+    """Run f with the device drained before and after -> (wall seconds, result)."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     start = time.perf_counter()
@@ -588,36 +593,85 @@ def seconds(f):
     return time.perf_counter() - start, result
 
 
-def random_model(device, dtype, **shape):
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**shape)).to(device, dtype).eval()
-    model.generation_config = GenerationConfig(pad_token_id=0)
-    return model
-
-
-def race(model, rounds=2):
-    """Print tokens a second of generate and of the sampler, alternated, and whether both say the same greedily."""
+def race(device, rounds=2):
+    """Tokens a second of generate and of the sampler, alternated in one process, and the proof that both say the same."""
+    model = random_model(device, vocab_size=4096, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+                         num_attention_heads=8, num_key_value_heads=2)
     g = torch.Generator().manual_seed(0)
-    V = model.config.vocab_size
-    prompts = lambda *lengths: [torch.randint(64, V, (length,), generator=g).tolist() for length in lengths]
-    ragged = lambda count, low, high: prompts(*torch.randint(low, high, (count,), generator=g).tolist())
-    stop = tuple(range(V // 32))             # random weights stop now and then: ends are ragged, 32 tokens on average
-    cases = [("1 row", prompts(32), 1, 64, ()), ("64 equal rows", prompts(*[32] * 64), 1, 64, ()),
-             ("256 ragged prompts and ends", ragged(256, 8, 64), 1, 128, stop),
-             ("8 prompts of 900 tokens, n = 8", prompts(*[900] * 8), 8, 32, ())]
+    stop = range(128)                           # random weights hit one in 32 steps or so: ragged ends
+
+    def prompts(count, low, high):
+        lengths = torch.randint(low, high + 1, (count,), generator=g).tolist()
+        return [torch.randint(128, 4096, (length,), generator=g).tolist() for length in lengths]
+
+    cases = {"1 row": (prompts(1, 32, 32), 1, 48, ()), "64 equal rows": (prompts(64, 32, 32), 1, 48, ()),
+             "192 ragged prompts and ends": (prompts(192, 8, 48), 1, 128, stop),
+             "8 prompts of 900 tokens, n = 8": (prompts(8, 900, 900), 8, 24, ())}
     sampler = Sampler(model, rows=64, length=1024)
-    ours = lambda _, texts, n, new, stop: sampler(texts, n=n, max_new_tokens=new, stop=stop).lists()
-    theirs = lambda _, texts, n, new, stop: generate(model, texts, n, new, stop)
+    runners = {"generate": lambda *case: generate(model, *case),
+               "sampler": lambda texts, n, new, stop: sampler(texts, n, new, stop).lists()}
     print(f"{'tokens a second':32}{'generate':>10}{'sampler':>10}{'ratio':>8}")
-    for case in cases:
-        speed = {ours: [], theirs: []}
+    for name, case in cases.items():
+        best = dict.fromkeys(runners, 0.0)
         for _ in range(rounds):
-            for f in (theirs, ours):
-                spent, rows = seconds(lambda: f(*case))
-                speed[f].append(sum(map(len, rows)) / spent)
-        print(f"{case[0]:32}{max(speed[theirs]):10.0f}{max(speed[ours]):10.0f}"
-              f"{max(speed[ours]) / max(speed[theirs]):8.1f}", flush=True)
-    texts = ragged(12, 1, 40)
-    alone = [generate(model, [text], 1, 32, stop, greedy=True)[0] for text in texts]
-    same = Sampler(model, rows=5, length=1024)(texts, max_new_tokens=32, stop=stop, temperature=0.0).lists() == alone
+            for who, run in runners.items():
+                spent, rows = seconds(lambda: run(*case))
+                best[who] = max(best[who], sum(map(len, rows)) / spent)
+        print(f"{name:32}{best['generate']:10.0f}{best['sampler']:10.0f}{best['sampler'] / best['generate']:8.1f}", flush=True)
+
+    texts = prompts(12, 1, 40)
+    alone = [generate(model, [text], 1, 24, stop, do_sample=False)[0] for text in texts]
+    same = Sampler(model, rows=5, length=1024)(texts, max_new_tokens=24, stop=stop, temperature=0.0).lists() == alone
     print(f"greedy, 12 ragged prompts on 5 rows: {'identical to' if same else 'DIFFERENT FROM'} generate row by row")
+
+
+def roofline(device, batches=(64, 256, 512), contexts=(1024, 4096)):
+    """Decode speed at Qwen2.5-1.5B shape in bf16 against `generate` and against what the memory allows.
+
+    A step must read the weights once and the live keys and values once; divided by the bandwidth of a plain copy,
+    measured here, that is the least time it can take. Steps are timed as differences, so that reading prompts drops out.
+    """
+    model = random_model(device, torch.bfloat16, vocab_size=151936, hidden_size=1536, intermediate_size=8960,
+                         num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True)
+    a, b = (torch.zeros(2**30, dtype=torch.uint8, device=device) for _ in range(2))
+    bandwidth = 2 * a.numel() / min(seconds(lambda: b.copy_(a))[0] for _ in range(10))
+    del a, b
+    weights, token = sum(2 * p.numel() for p in model.parameters()), 2 * 2 * 28 * 2 * 128      # bytes, bytes of KV a token
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s, "
+          f"weights {weights / 1e9:.2f} GB, KV {token / 1e3:.1f} kB a token, varlen_attn {'yes' if VARLEN else 'no'}")
+    print(f"{'batch':>6}{'context':>9}{'tokens/s':>10}{'ms/step':>9}{'roofline':>10}{'generate ms':>13}{'ratio':>7}")
+    for context in contexts:
+        for batch in batches:
+            prompt = [torch.randint(1000, 150000, (context - 64,), generator=torch.Generator().manual_seed(0)).tolist()]
+            try:
+                sampler = Sampler(model, rows=batch, length=context + 64)
+                ours = lambda new: seconds(lambda: sampler(prompt, batch, new, ()))[0]
+                ours(16)                                            # captures the graph
+                step = (min(ours(128) for _ in range(2)) - min(ours(16) for _ in range(2))) / 112
+                least = (weights + batch * context * token) / bandwidth
+                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}{least / step:10.0%}", end="", flush=True)
+                del sampler
+                theirs = lambda new: seconds(lambda: generate(model, prompt, batch, new, (), rows=batch))[0]
+                theirs(2)
+                slow = (theirs(18) - theirs(2)) / 16
+                print(f"{1e3 * slow:13.2f}{slow / step:7.1f}")
+            except torch.OutOfMemoryError:
+                print("  out of memory")
+            torch.cuda.empty_cache()
+
+
+@dataclass
+class Flags:
+    device: str = field(default="cpu", metadata={"help": "cpu: the race against generate; cuda: also the roofline",
+                                                 "choices": ["cpu", "cuda"]})
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser(Flags)
+    flags, = parser.parse_args_into_dataclasses()
+    if flags.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine has no CUDA GPU that torch can use")
+    torch.set_num_threads(1)
+    race(flags.device)
+    if flags.device == "cuda":
+        roofline(flags.device)
