@@ -184,6 +184,7 @@ def text_command(match):
     return " " + re.sub(r"(?<![A-Za-z\\])([A-DF-Za-df-hj-z])(?![A-Za-z])", r"«\1»", match[2]) + " "
 
 
+@lru_cache(256)
 def prepare(text, thousands=True):
     """Unicode and LaTeX to the small alphabet above. thousands: 1,234 is one number; otherwise a list of two."""
     def sub(pattern, new):
@@ -523,7 +524,7 @@ class Reader:
 def readings(text):
     """The trees a text may mean, at most two: 1,234 is a number or a list. Cached, so that a gold answer is read once."""
     trees = []
-    for thousands in (True, False):
+    for thousands in (True, False) if "," in text else (True,):
         try:
             trees.append(Reader(prepare(text, thousands)).whole())
         except Exception:                                            # untrusted text: whatever it provokes, it is not read
@@ -932,6 +933,9 @@ def is_region(node):
     return node[0] == "set" or node == sym("ℝ") or node[0] == "tuple" and len(node) == 4 and set(node[1]) <= set("()[]")
 
 
+NEAR = mp.mpf(10) ** -25
+
+
 def real(node, env):
     """mpf value, infinities included."""
     if infinity(node):
@@ -942,10 +946,16 @@ def real(node, env):
     return value
 
 
+@lru_cache(256)
+def endpoint(node):
+    return real(node, {})                                            # asked for at every point of a grid
+
+
 def holds(x, sign, y):
-    close = x == y or abs(x - y) < mp.mpf(10) ** -25 * (1 + abs(y))  # borders are computed, so equality needs a tolerance
-    return {"<": x < y and not close, "≤": x < y or close, ">": x > y and not close, "≥": x > y or close,
-            "=": close, "≠": not close}[sign]
+    close = x == y or abs(x - y) < NEAR * (1 + abs(y))               # borders are computed, so equality needs a tolerance
+    if close:
+        return sign in "≤≥="
+    return x < y if sign in "<≤" else x > y if sign in ">≥" else sign == "≠"
 
 
 def contains(node, x):
@@ -953,8 +963,8 @@ def contains(node, x):
     if node == sym("ℝ"):
         return True
     if node[0] == "tuple":
-        return (holds(real(node[2], {}), "<" if node[1][0] == "(" else "≤", x)
-                and holds(x, "<" if node[1][1] == ")" else "≤", real(node[3], {})))
+        return (holds(endpoint(node[2]), "<" if node[1][0] == "(" else "≤", x)
+                and holds(x, "<" if node[1][1] == ")" else "≤", endpoint(node[3])))
     if node[0] == "set":
         left, right = contains(node[2], x), contains(node[3], x)
         return {"∪": left or right, "∩": left and right, "∖": left and not right}[node[1]]
@@ -986,7 +996,7 @@ def same_region(a, b):
     """The same membership at every border, just beside it, and on a grid. One side at least must show its borders."""
     mp.dps = 40
     known = [p for p in borders(a) + borders(b) if mp.isfinite(p)][:40]
-    grid = [Fraction(k, 4) + Fraction(1, 1000) for k in range(-48, 49)] + [s * 10 ** k for k in (2, 3, 6) for s in (-1, 1)]
+    grid = [Fraction(k, 3) + Fraction(1, 1000) for k in range(-30, 31)] + [s * 10 ** k for k in (2, 3, 6) for s in (-1, 1)]
     points = known + [p + s * mp.mpf(10) ** -9 for p in known for s in (-1, 1)] + [inexact(x) * mp.one for x in grid]
     return bool(known or sym("ℝ") in (a, b)) and all(contains(a, x) == contains(b, x) for x in points)
 
