@@ -232,7 +232,7 @@ def update(model, optimizer, rows, flags, generator):
     live = has_loss.any(1).nonzero()[:, 0].tolist()                                 # every other row has gradient 0
     old_logp, entropy = torch.zeros_like(b["adv"]), torch.zeros_like(b["adv"])
     with torch.no_grad():                                                           # the policy that sampled
-        for group, T in pieces(b, live, flags):
+        for group, T in pieces(b, range(len(rows)), flags):
             old_logp[group, :T - 1], entropy[group, :T - 1] = policy_stats(model, b, group, T, flags)
 
     how = "none" if flags.prefix_loss in ("sft", "luffy") else flags.prefix_loss
