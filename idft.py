@@ -13,10 +13,10 @@ gamma near 1, a more typical one less, a foreign one more, and with it a weight 
     loss="dft"    w = p (gamma = 1), Dynamic Fine-Tuning, arXiv 2508.05629
     loss="idft"   the above
 
-Glossary: logp = log p_t(y_t); entropy = H[p_t]; phi = centered log-likelihood (sec. 3); gamma = the exponent; strength =
-how much of gamma's deviation from 1 is used (the authors' code can fade it in, a warm-up share and a transition share of
-training; both are 0 in their final script); nll = the plain cross-entropy, logged because the weighted loss is 10 to 20
-times smaller and users of DFT take that for a bug.
+Glossary: logp = log p_t(y_t); entropy = H[p_t]; phi = centered log-likelihood (sec. 3); gamma = the exponent; strength
+= how much of gamma's deviation from 1 is used (the authors' code can fade it in, a warm-up share and a transition share
+of training; both are 0 in their final script); nll = the plain cross-entropy, logged because the weighted loss is 10 to
+20 times smaller and users of DFT take that for a bug.
 
 Two things break silently and have a test each. The weight must be detached: with a gradient through it the sign flips
 for p < e^(-1/gamma). And the division happens once, by the token count of the whole step: a mean of micro-batch means
@@ -48,21 +48,21 @@ from tqdm import tqdm
 
 import toy
 from ddt import cll, logp_entropy, token_stats
-from eval import (InputError, demo_ids, evaluate, flag, load_benchmarks, load_model, load_problems, new_run, pick_device,
-                  prompt_ids, run)
+from eval import (InputError, demo_ids, evaluate, flag, load_benchmarks, load_model, load_problems, new_run,
+                  pick_device, prompt_ids, run)
 
 
 # ---- the loss ------------------------------------------------------------------------------------------------------
 
 def token_gamma(logp, entropy, beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """IDFT's exponent, same shape as logp: clamp(exp(-phi / beta), gamma_min, gamma_max); strength < 1 pulls it to 1."""
+    """IDFT's exponent, shaped as logp: clamp(exp(-phi / beta), gamma_min, gamma_max); strength < 1 pulls it to 1."""
     gamma = torch.exp(-cll(logp, entropy) / beta).clamp(gamma_min, gamma_max)
     return (1 + strength * (gamma - 1)).detach()
 
 
 def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """w = p^gamma of every token, detached (sec. 4). logp and entropy: any one shape, in nats. loss: "sft" (w = 1), "dft"
-    (w = p) or "idft". ValueError for another loss."""
+    """w = p^gamma of every token, detached (sec. 4). logp and entropy: any one shape, in nats. loss: "sft" (w = 1),
+    "dft" (w = p) or "idft". ValueError for another loss."""
     if loss == "sft":
         return torch.ones_like(logp).detach()
     if loss == "dft":
@@ -73,21 +73,21 @@ def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=
 
 
 def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weighting):
-    """The loss for `transformers.Trainer(compute_loss_func=compute_loss)`; functools.partial sets loss, beta, gamma_min, ...
+    """The loss for `transformers.Trainer(compute_loss_func=compute_loss)`; functools.partial sets loss, beta, ...
 
     outputs: has .logits (B, T, V); labels: (B, T), not yet shifted, -100 where there is nothing to learn;
     num_items_in_batch: target tokens of the whole optimizer step (the Trainer counts them; None: those in `labels`).
     Returns a scalar."""
-    targets = labels[:, 1:].to(outputs.logits.device)                                  # position t predicts token t + 1
+    targets = labels[:, 1:].to(outputs.logits.device)                              # position t predicts token t + 1
     learn = targets != -100
-    logp, entropy = logp_entropy(outputs.logits[:, :-1][learn], targets[learn])        # (tokens,), nothing of what is masked
+    logp, entropy = logp_entropy(outputs.logits[:, :-1][learn], targets[learn])    # (tokens,), nothing that is masked
     weight = token_weight(logp, entropy.detach(), loss, **weighting)
     count = learn.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return -(weight * logp).sum() / count
 
 
 def strength_at(progress, warmup, transition):
-    """How much of gamma is used at a share `progress` of training: 0 in the warm-up, then a straight line up to 1 [code]."""
+    """How much of gamma is used at a share `progress` of training: 0 in the warm-up, then a line up to 1 [code]."""
     return min(1.0, max(0.0, progress - warmup) / transition) if transition else float(progress >= warmup)
 
 
@@ -121,8 +121,8 @@ def micro_batches(lengths, budget):
 
 
 def pad(rows, device):
-    """(prompt ids, response ids) pairs -> ids, mask, response, each (B, T): tokens, right-padded; which of them are real;
-    which of those are the response."""
+    """(prompt ids, response ids) pairs -> ids, mask, response, each (B, T): tokens, right-padded; which of them are
+    real; which of those are the response."""
     T = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), T, dtype=torch.long)
     mask, response = torch.zeros(2, len(rows), T, dtype=torch.bool)
@@ -135,7 +135,7 @@ def pad(rows, device):
 
 
 def precision(device):
-    """bf16 arithmetic on a GPU, float32 on a CPU. The weights stay float32: at lr 1e-6 bf16's 8 bits lose the update."""
+    """bf16 arithmetic on a GPU, float32 on a CPU. Weights stay float32: at lr 1e-6 bf16's 8 bits lose the update."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
 
 
@@ -146,7 +146,8 @@ def new_optimizer(model, weight_decay=0.01):
 def checkpoint_activations(model):
     """Recompute activations layer by layer in the backward pass. Only the layers are told that they train; the rest
     stays in eval mode, because dropout would make the policy that learns another one than the policy that sampled."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # new, old name
+    new_name = getattr(model, "activation_checkpointing_enable", None)
+    enable = new_name or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     for module in model.modules():
         module.training = getattr(module, "gradient_checkpointing", False)
@@ -165,9 +166,10 @@ def apply_gradients(model, optimizer, lr, clip):
 
 def supervised_step(model, optimizer, rows, lr, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0,
                     clip=1.0, micro_tokens=16384):
-    """One optimizer step on (prompt ids, response ids) pairs, the same for every micro_tokens. Returns its metrics."""
+    """One optimizer step on (prompt ids, response ids) pairs, the same for every micro_tokens. Returns its metrics;
+    gamma among them is what IDFT would use, whatever the loss."""
     start, device = time.perf_counter(), model.device
-    count = sum(len(answer) for _, answer in rows)                     # counted before anything is cut into micro-batches
+    count = sum(len(answer) for _, answer in rows)                 # counted before anything is cut into micro-batches
     stats = []
     for group in micro_batches([len(prompt) + len(answer) for prompt, answer in rows], micro_tokens):
         ids, mask, response = pad([rows[i] for i in group], device)
@@ -178,11 +180,12 @@ def supervised_step(model, optimizer, rows, lr, loss="idft", beta=1.0, gamma_min
         weight = token_weight(logp, entropy, loss, beta, gamma_min, gamma_max, strength)
         (-(weight * logp).sum() / count).backward()
         stats.append(torch.stack([logp.detach(), entropy, weight]))
-    norm = apply_gradients(model, optimizer, lr, clip)
     logp, entropy, weight = torch.cat(stats, 1)
+    total = -(weight * logp).mean().item()
+    norm = apply_gradients(model, optimizer, lr if math.isfinite(total) else None, clip)
     gamma = token_gamma(logp, entropy, beta, gamma_min, gamma_max, strength)
     quantiles = np.quantile(gamma.cpu().numpy(), [0.1, 0.5, 0.9]).tolist()
-    return {"nll": -logp.mean().item(), "loss": -(weight * logp).mean().item(), "phi": cll(logp, entropy).mean().item(),
+    return {"nll": -logp.mean().item(), "loss": total, "phi": cll(logp, entropy).mean().item(),
             "gamma": gamma.mean().item(), "gamma_q10_q50_q90": quantiles, "weight": weight.mean().item(),
             "grad_norm": norm, "lr": lr, "tokens": count, "tokens_per_s": count / (time.perf_counter() - start)}
 
@@ -190,8 +193,8 @@ def supervised_step(model, optimizer, rows, lr, loss="idft", beta=1.0, gamma_min
 # ---- checkpoints, metrics, the rest --------------------------------------------------------------------------------
 
 def save_checkpoint(out, model, tokenizer, optimizer, state):
-    """<out>/checkpoint: what from_pretrained loads, plus the optimizer and `state`. It is written beside the old one and
-    then takes its place; if the machine dies between the two renames, find_checkpoint() still sees a whole one."""
+    """<out>/checkpoint: what from_pretrained loads, plus the optimizer and `state`. It is written beside the old one
+    and then takes its place; if the program dies between the two renames, find_checkpoint() still sees a whole one."""
     new, now, old = (out / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
     shutil.rmtree(new, ignore_errors=True)
     model.save_pretrained(new)
@@ -231,8 +234,7 @@ def start_run(flags):
         optimizer.load_state_dict(saved.pop("optimizer"))
         state = saved
     if flags.resume and (out / "metrics.jsonl").exists():
-        lines = (out / "metrics.jsonl").read_text().splitlines() if checkpoint else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]              # a kill can leave half a line
+        rows = read_log(out / "metrics.jsonl") if checkpoint else []
         rows = [row for row in rows if row["step"] <= state["step"] and (row["step"] == 0 or "loss" in row)]
         (out / "metrics.tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(out / "metrics.tmp", out / "metrics.jsonl")
@@ -240,9 +242,18 @@ def start_run(flags):
 
 
 def log_row(out, row):
-    """One JSON object a line into <out>/metrics.jsonl."""
+    """One JSON object a line into <out>/metrics.jsonl; nan and inf, which JSON does not know, become null."""
+    row = json.loads(json.dumps(row), parse_constant=lambda name: None)
     with open(out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def read_log(file):
+    """The rows of a JSONL file, [] if there is none. Half a line at its end, left by a kill, is cut off."""
+    if not file.exists():
+        return []
+    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def count_bad(state, row, limit=10):
@@ -251,7 +262,8 @@ def count_bad(state, row, limit=10):
     state["bad"] = state["bad"] + 1 if bad else 0
     state["dropped"] = row["dropped"] = state.get("dropped", 0) + bad
     if state["bad"] == limit:
-        raise InputError(f"{limit} updates in a row had a loss or gradient that is not finite: lower --lr, check the data")
+        raise InputError(f"{limit} updates in a row had a loss or gradient that is not finite: lower --lr, "
+                         "check the data")
 
 
 def assess(model, tokenizer, benchmarks, max_new_tokens, sampler=None):
@@ -262,15 +274,16 @@ def assess(model, tokenizer, benchmarks, max_new_tokens, sampler=None):
 
 def before_and_after(before, after):
     """The short table at the end of every run."""
+    if not before:
+        return "no --eval_data: nothing was evaluated"
     lines = [f"{name:16}  {before[name]:6.3f}  {after[name]:6.3f}" for name in before]
-    return "\n".join(["greedy accuracy   before   after", *lines] if before else ["no --eval_data: nothing was evaluated"])
+    return "\n".join(["greedy accuracy   before   after", *lines])
 
 
 def sweep(file, jobs, run_one):
-    """The results of run_one(**job), a dict, for every job, a dict. Each is a line of `file`, and what stands there is not
-    run again: a sweep that was stopped goes on where it was."""
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    results = []
+    """The results of run_one(**job), a dict, for every job, a dict. Each is a line of `file`, and what stands there is
+    not run again: a sweep that was stopped goes on where it was."""
+    done, results = read_log(file), []
     for job in tqdm(jobs, desc=file.stem, leave=False):
         found = next((row for row in done if all(row[key] == value for key, value in job.items())), None)
         if found is None:
@@ -290,7 +303,7 @@ def mean_std(values):
 # ---- the supervised loop -------------------------------------------------------------------------------------------
 
 def training_rows(model, tokenizer, problems, max_tokens):
-    """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or to what the model reads."""
+    """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or the context."""
     limit = min(max_tokens, getattr(model.config, "max_position_embeddings", None) or max_tokens)
     rows, cut = [], 0
     for problem in problems:
@@ -310,13 +323,14 @@ def train(model, tokenizer, rows, flags, optimizer, state, out=None):
     """The supervised loop from state["step"] to flags.steps; with `out` it leaves metrics.jsonl and checkpoints."""
     if flags.checkpoint_activations:
         checkpoint_activations(model)
-    bar = tqdm(range(state["step"], flags.steps), initial=state["step"], total=flags.steps, desc=flags.loss, leave=False)
+    bar = tqdm(range(state["step"], flags.steps), initial=state["step"], total=flags.steps, desc=flags.loss,
+               leave=False)
     for step in bar:
         batch = [rows[i] for i in draw_batch(len(rows), flags.batch, step, flags.seed)]
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
-        row = supervised_step(model, optimizer, batch, lr, flags.loss, flags.beta, flags.gamma_min, flags.gamma_max, strength,
-                              flags.clip, flags.micro_tokens)
+        row = supervised_step(model, optimizer, batch, lr, flags.loss, flags.beta, flags.gamma_min, flags.gamma_max,
+                              strength, flags.clip, flags.micro_tokens)
         state["step"] = step + 1
         count_bad(state, row)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", gamma=f"{row['gamma']:.2f}", refresh=False)
@@ -349,7 +363,7 @@ class Flags:
     weight_decay: float = flag(0.01, "AdamW [code]", 0, 10)
     clip: float = flag(1.0, "largest gradient norm [code]", 0, 1e9)
     max_tokens: int = flag(8192, "prompt and demonstration together; what is longer is cut [ours]", 2, 10**7)
-    micro_tokens: int = flag(16384, "padded tokens in one forward and backward pass: less needs less memory [ours]", 1, 10**9)
+    micro_tokens: int = flag(16384, "padded tokens in one pass through the model: fewer, less memory [ours]", 1, 10**9)
     checkpoint_activations: bool = flag(False, "recompute activations: a third more time, far less memory [ours]")
     max_new_tokens: int = flag(512, "longest response in evaluations [ours]", 1, 10**6)
     problems: int = flag(256, "toy: how many training problems [ours]", 1, 10**5)
@@ -366,7 +380,7 @@ GRID, TUNING_SEED, SEEDS = (3e-5, 1e-4, 3e-4, 1e-3), 5, (0, 1, 2)               
 
 
 def compare(flags):
-    """SFT, DFT and IDFT on the toy: same data and steps, learning rate tuned for each on the problems of another seed."""
+    """SFT, DFT and IDFT on the toy: same data and steps, learning rate tuned for each on problems of another seed."""
     def one(loss, lr, wrong, seed):
         job = Flags(**{**asdict(flags), "loss": loss, "lr": lr, "wrong": wrong, "seed": seed})
         model, tokenizer = load_model("toy", pick_device(flags.device), seed)
@@ -390,15 +404,16 @@ def compare(flags):
 def main(flags):
     if flags.compare:
         return compare(flags)
-    out, model, tokenizer, optimizer, state = start_run(flags)
     if flags.data == "toy":
         problems = toy.problems("train", flags.problems, flags.seed, flags.wrong)
     else:
         problems = load_problems(flags.data, require=("solution",))
     benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
+    out, model, tokenizer, optimizer, state = start_run(flags)
     rows = training_rows(model, tokenizer, problems, flags.max_tokens)
     flags.steps = flags.steps or max(1, math.ceil(flags.epochs * len(rows) / flags.batch))
-    state.setdefault("before", assess(model, tokenizer, benchmarks, flags.max_new_tokens))
+    if "before" not in state:
+        state["before"] = assess(model, tokenizer, benchmarks, flags.max_new_tokens)
     out.mkdir(parents=True, exist_ok=True)
     if state["step"] == 0:
         log_row(out, {"step": 0, "accuracy": state["before"]})

@@ -1,21 +1,22 @@
 """
 prefix_rft.py - reinforcement learning in which one rollout per problem starts from a prefix of a demonstration.
 
-Paper: "Blending Supervised and Reinforcement Fine-Tuning with Prefix Sampling" (Prefix-RFT), arXiv 2507.01679. RL from
-verified answers (RFT) only reinforces what the model already finds; supervised learning copies text that the model cannot
-follow. Prefix-RFT lets the model find more: of N rollouts of a problem one is *hybrid*, its first L tokens are taken from
-a demonstration and the model writes the rest. If the rest succeeds, prefix and rest are reinforced together, but of the
-prefix only the 20 % of tokens at which the model was least sure: the decisions, not the spelling.
+Paper: "Blending Supervised and Reinforcement Fine-Tuning with Prefix Sampling" (Prefix-RFT), arXiv 2507.01679. RL
+from verified answers (RFT) only reinforces what the model already finds; supervised learning copies text that the
+model cannot follow. Prefix-RFT lets the model find more: of N rollouts of a problem one is *hybrid*, its first L tokens
+are taken from a demonstration and the model writes the rest. If the rest succeeds, prefix and rest are reinforced
+together, but of the prefix only the 20 % of tokens at which the model was least sure: the decisions, not the spelling.
 
 One step:  prompts -> hybrid prefixes -> rollouts -> rewards -> advantages -> entropy clipping -> loss -> update -> log
 
 Glossary (code = paper): prompt = x; demo = demonstration y*; L = prefix length, floor(l |y*|) with l ~ U(low_t, high)
-(sec. 3.2); n = N rollouts; hybrid = the rollout that starts from a prefix; adv = A, the Dr.GRPO advantage: reward minus
-the group's mean, no division; keep = share of the prefix tokens that keep their advantage (entropy clipping, sec. 3.3);
-old_logp = log-probability under the policy that sampled; own = tokens that the model wrote, prefix = those it was given.
+(sec. 3.2); n = N rollouts; hybrid = the rollout that starts from a prefix; adv = A, the Dr.GRPO advantage: reward
+minus the group's mean, no division; keep = share of the prefix tokens that keep their advantage (entropy clipping,
+sec. 3.3); old_logp = log-probability under the policy that sampled; own = tokens that the model wrote, prefix = those
+it was given.
 
-The relatives are settings of two flags, --schedule (which prefix) and --prefix_loss (what gradient it gets). --method is
-a shorthand that sets the two and nothing else:
+The relatives are settings of two flags, --schedule (which prefix) and --prefix_loss (what gradient it gets). --method
+is a shorthand that sets the two and nothing else:
 
     rft          none     none    Dr.GRPO on the model's own rollouts, arXiv 2503.20783
     sft_rft      none     none    the same, started from an SFT checkpoint: --model runs/sft/checkpoint
@@ -25,7 +26,8 @@ a shorthand that sets the two and nothing else:
     luffy        full     luffy   the whole demonstration is a rollout; p / (p + 0.1); plain baseline, arXiv 2504.14945
     ablations    cosine, linear or uniform with all, random, bottom or top
 
-Left out: KL terms, critics, reward models, asynchronous rollouts, several GPUs (the README has the lines for TRL and verl).
+Left out: KL terms, critics, reward models, asynchronous rollouts, several GPUs (bridges/ has the lines for TRL and
+verl).
 
     python prefix_rft.py                                        the toy on a CPU: pre-trains its base once, then learns
     python prefix_rft.py --method rft --out runs/rft            what happens without demonstrations
@@ -47,14 +49,15 @@ from tqdm import tqdm
 import idft
 import toy
 from ddt import token_stats
-from eval import (InputError, demo_ids, evaluate, flag, load_benchmarks, load_model, load_problems, new_sampler, pick_device,
-                  prompt_ids, run, stop_ids)
-from idft import (apply_gradients, assess, before_and_after, checkpoint_activations, count_bad, draw_batch, log_row, mean_std,
-                  micro_batches, new_optimizer, pad, precision, save_checkpoint, start_run, sweep)
+from eval import (InputError, demo_ids, evaluate, flag, load_benchmarks, load_model, load_problems, new_sampler,
+                  pick_device, prompt_ids, run, stop_ids)
+from idft import (apply_gradients, assess, before_and_after, checkpoint_activations, count_bad, draw_batch, log_row,
+                  mean_std, micro_batches, new_optimizer, pad, precision, save_checkpoint, start_run, sweep)
 from reward import rewards
+from sampler import Sampler
 
-METHODS = {"rft": ("none", "none"), "sft_rft": ("none", "none"), "prefix_rft": ("cosine", "top"), "prefix_rl": ("cosine", "none"),
-           "uft": ("cosine", "sft"), "luffy": ("full", "luffy")}
+METHODS = {"rft": ("none", "none"), "sft_rft": ("none", "none"), "prefix_rft": ("cosine", "top"),
+           "prefix_rl": ("cosine", "none"), "uft": ("cosine", "sft"), "luffy": ("full", "luffy")}
 
 
 # ---- which prefix --------------------------------------------------------------------------------------------------
@@ -86,8 +89,8 @@ def advantages(rewards, hybrid, kind="paper"):
     model wrote (G, N) and of the prefix (G, N).
 
     paper (sec. 3.1): reward minus the mean of all N, for both. code (the official release): plain rollouts are centred
-    by the mean of the plain ones; the hybrid's continuation gets its raw reward, its prefix reward minus the plain mean.
-    ValueError on another kind."""
+    by the mean of the plain ones; the hybrid's continuation gets its raw reward, its prefix reward minus the plain
+    mean. ValueError on another kind."""
     if kind == "paper":
         adv = rewards - rewards.mean(-1, keepdim=True)
         return adv, adv
@@ -102,8 +105,9 @@ def entropy_clip(adv, prefix_mask, entropy, keep=0.2, how="top", generator=None)
     """Zero the advantage of all but a share `keep` of the prefix tokens (sec. 3.3); other tokens are left alone.
 
     adv, entropy (B, T) float and prefix_mask (B, T) bool -> adv (B, T). how: "top" (highest entropy, the paper),
-    "bottom", "random", "all", "none"; ValueError on another. The choice is made among all prefix tokens of the optimizer
-    batch, so give it the whole batch: then it does not depend on micro-batching. A broken number is rounded up."""
+    "bottom", "random", "all", "none"; ValueError on another. The choice is made among all prefix tokens of the
+    optimizer batch, also those of advantage 0, so give it the whole batch: then it does not depend on micro-batching.
+    A broken number is rounded up."""
     chosen = entropy[prefix_mask]                                                       # (prefix tokens,)
     if how in ("all", "none"):
         count = len(chosen) if how == "all" else 0
@@ -121,21 +125,22 @@ def entropy_clip(adv, prefix_mask, entropy, keep=0.2, how="top", generator=None)
 
 
 def policy_loss(logp, old_logp, adv, mask, denom, clip=0.2):
-    """PPO's clipped surrogate, summed over tokens and divided once: -sum min(r A, clamp(r, 1 - clip, 1 + clip) A) / denom.
+    """PPO's clipped surrogate, summed over tokens, divided once: -sum min(r A, clamp(r, 1 - clip, 1 + clip) A) / denom.
 
     logp (with gradient), old_logp, adv (B, T) float; mask (B, T) bool; denom: sequences * max_new_tokens of the whole
     optimizer step (Dr.GRPO), so that neither length nor micro-batching changes what a token weighs. -> scalar,
     {"clip_share": share of tokens held back by the clip, "ratio": mean r}."""
-    logp, old_logp, adv = logp[mask], old_logp[mask], adv[mask]                         # (tokens,): masked tokens are never looked at
+    logp, old_logp, adv = logp[mask], old_logp[mask], adv[mask]                     # (tokens,), nothing that is masked
     ratio = torch.exp(logp - old_logp)
     surrogate, clipped = ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv
     loss = -torch.minimum(surrogate, clipped).sum() / denom
     count = max(1, len(logp))
-    return loss, {"clip_share": ((clipped < surrogate).sum() / count).item(), "ratio": (ratio.detach().sum() / count).item()}
+    clip_share = (clipped < surrogate).sum() / count
+    return loss, {"clip_share": clip_share.item(), "ratio": (ratio.detach().sum() / count).item()}
 
 
 def prefix_term(logp, adv, prefix_mask, denom, how):
-    """The loss of the relatives that do not treat the prefix as a rollout, 0 for the others. Arguments as in policy_loss.
+    """The loss of the relatives that do not treat the prefix as a rollout, 0 for others. Arguments as in policy_loss.
 
     sft (UFT): 0.001 (-log p). luffy: -A p / (p + 0.1), without importance weight or clip."""
     logp, adv = logp[prefix_mask], adv[prefix_mask]
@@ -144,7 +149,7 @@ def prefix_term(logp, adv, prefix_mask, denom, how):
     if how == "luffy":
         p = logp.exp()
         return -(adv * p / (p + 0.1)).sum() / denom
-    return 0.0 * logp.sum()
+    return 0.0
 
 
 # ---- one step ------------------------------------------------------------------------------------------------------
@@ -164,9 +169,9 @@ def rollout(sampler, tokenizer, problems, flags, step, stop):
             if i == flags.n - 1 and flags.schedule != "none" and problem["demos"]:
                 demo = problem["demos"][rng.integers(len(problem["demos"]))]
                 L = len(demo) if flags.schedule == "full" else prefix_length(len(demo), low, high, rng)
-                room = flags.max_new_tokens - (flags.schedule != "full")                # at least one token is the model's own
-                row |= {"response": demo[:min(L, room)], "hybrid": True, "demo": len(demo), "finished": L <= room}
-                row["L"] = len(row["response"])
+                room = flags.max_new_tokens - (flags.schedule != "full")        # at least one token is the model's own
+                prefix = demo[:min(L, room)]
+                row |= {"response": prefix, "L": len(prefix), "hybrid": True, "demo": len(demo), "finished": L <= room}
             rows.append(row)
     open_rows = [row for row in rows if not (row["hybrid"] and flags.schedule == "full")]
     samples = sampler([row["prompt"] + row["response"] for row in open_rows], stop=stop, temperature=flags.temperature,
@@ -182,11 +187,11 @@ def rollout(sampler, tokenizer, problems, flags, step, stop):
 
 
 def to_tensors(rows, flags, device):
-    """Rollouts -> what the update needs: ids, mask, response (B, T); lengths, a list; and, where column t is about token
-    t + 1, own and prefix (B, T-1) bool, who wrote the token, and adv (B, T-1)."""
+    """Rollouts -> what the update needs: ids, mask, response (B, T); lengths, a list; and, where column t is about
+    token t + 1, own and prefix (B, T-1) bool, who wrote the token, and adv (B, T-1)."""
     reward = torch.tensor([row["reward"] for row in rows]).view(-1, flags.n)                            # (G, N)
     hybrid = torch.tensor([row["hybrid"] for row in rows]).view(-1, flags.n)
-    kind = "code" if flags.prefix_loss == "luffy" else flags.advantage                                  # LUFFY has a plain baseline
+    kind = "code" if flags.prefix_loss == "luffy" else flags.advantage                  # LUFFY has a plain baseline
     own_adv, prefix_adv = (a.flatten()[:, None].to(device) for a in advantages(reward, hybrid, kind))   # (B, 1)
     ids, mask, response = pad([(row["prompt"], row["response"]) for row in rows], device)               # (B, T)
     prefix_end = torch.tensor([len(row["prompt"]) + row["L"] for row in rows], device=device)[:, None]
@@ -212,7 +217,7 @@ def policy_stats(model, b, group, T, flags):
 
 
 def backward(model, b, indices, tokens, adv, old_logp, denom, flags):
-    """Add the gradients of the loss over `tokens` (B, T-1) bool, micro-batch by micro-batch -> loss, clipped, tokens."""
+    """Add up the gradients of the loss over `tokens` (B, T-1) bool, piece by piece -> loss, clipped tokens, tokens."""
     total = np.zeros(3)
     for group, T in pieces(b, indices, flags):
         at = lambda x: x[group, :T - 1]
@@ -229,10 +234,11 @@ def update(model, optimizer, rows, flags, generator):
     """--epochs passes of --mini_batches optimizer steps over a batch of rollouts; the same for every --micro_tokens."""
     b = to_tensors(rows, flags, model.device)
     has_loss = (b["adv"] != 0) | (b["prefix"] & (flags.prefix_loss == "sft"))
-    live = has_loss.any(1).nonzero()[:, 0].tolist()                                 # every other row has gradient 0
+    ranked = b["prefix"] | (b["own"] & (flags.own_keep < 1))                        # by entropy, also at advantage 0
+    live, read = (wanted.any(1).nonzero()[:, 0].tolist() for wanted in (has_loss, has_loss | ranked))
     old_logp, entropy = torch.zeros_like(b["adv"]), torch.zeros_like(b["adv"])
     with torch.no_grad():                                                           # the policy that sampled
-        for group, T in pieces(b, range(len(rows)), flags):
+        for group, T in pieces(b, read, flags):
             old_logp[group, :T - 1], entropy[group, :T - 1] = policy_stats(model, b, group, T, flags)
 
     how = "none" if flags.prefix_loss in ("sft", "luffy") else flags.prefix_loss
@@ -247,15 +253,18 @@ def update(model, optimizer, rows, flags, generator):
         adv[part] = entropy_clip(b["adv"][part], b["prefix"][part], entropy[part], flags.keep, how, generator)
         adv[part] = entropy_clip(adv[part], b["own"][part], entropy[part], flags.own_keep)
         kept += (adv[part] != 0)[b["prefix"][part]].sum().item()
-        if flags.prefix_grad:                                                       # on request: a pass over the prefixes
+        if flags.prefix_grad:                                                       # a pass over the prefixes alone
             backward(model, b, indices, b["prefix"], adv, old_logp, denom, flags)
             prefix_norms.append(apply_gradients(model, optimizer, lr=None, clip=math.inf))
-        totals += backward(model, b, indices, b["prefix"] | b["own"], adv, old_logp, denom, flags)
-        norms.append(apply_gradients(model, optimizer, flags.lr, flags.clip))
+        part_totals = backward(model, b, indices, b["prefix"] | b["own"], adv, old_logp, denom, flags)
+        lr = flags.lr if math.isfinite(part_totals[0]) else None                    # a broken loss updates nothing
+        norms.append(apply_gradients(model, optimizer, lr, flags.clip))
+        totals += part_totals
     loss, clipped, tokens = totals.tolist()
     shares = {"prefix_grad": sum(prefix_norms) / max(sum(norms), 1e-12)} if prefix_norms else {}
-    return {"loss": loss / max(1, len(norms)), "grad_norm": mean(norms) or 0.0, "clip_share": clipped / max(1, tokens),
-            "prefix_kept": kept / flags.epochs, "updates": len(norms), "update_tokens": tokens, **shares}
+    return {"loss": loss / max(1, len(norms)), "grad_norm": mean(norms) or 0.0, "updates": len(norms),
+            "update_tokens": tokens, "clip_share": clipped / max(1, tokens),
+            "prefix_kept": kept / flags.epochs, **shares}
 
 
 def mean(values):
@@ -289,15 +298,23 @@ def prepare(tokenizer, problems, demo_share, seed):
     return ready
 
 
-def train(model, tokenizer, problems, benchmarks, flags, optimizer, state, out=None):
+def rollout_sampler(model, tokenizer, problems, benchmarks, flags):
+    """A sampler with room for a whole response to every prompt. On a GPU it reads a bf16 twin of the float32 model,
+    which sync() brings up to date: half the memory traffic. InputError if the model cannot read that much."""
+    prompts = [p["prompt"] for p in problems]
+    prompts += [prompt_ids(tokenizer, p["problem"]) for benchmark in benchmarks.values() for p in benchmark]
+    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+    if room < flags.max_new_tokens:
+        raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the model reads {room}")
+    if model.device.type == "cuda":
+        sampler = Sampler(model, flags.rows, sampler.length, dtype=torch.bfloat16)
+    return sampler
+
+
+def train(model, tokenizer, problems, benchmarks, flags, sampler, optimizer, state, out=None):
     """The loop, from state["step"] to flags.steps. With `out` it leaves metrics.jsonl and checkpoints."""
     if flags.checkpoint_activations:
         checkpoint_activations(model)
-    prompts = [p["prompt"] for p in problems]
-    prompts += [prompt_ids(tokenizer, p["problem"]) for benchmark in benchmarks.values() for p in benchmark]
-    sampler, fits = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-    if fits < flags.max_new_tokens:
-        raise InputError(f"--max_new_tokens {flags.max_new_tokens}: with the longest prompt the model has room for {fits}")
     stop = stop_ids(model, tokenizer)
     bar = tqdm(range(state["step"], flags.steps), initial=state["step"], total=flags.steps, leave=False)
     for step in bar:
@@ -333,10 +350,10 @@ class Flags:
     data: str = flag("toy", "problems with demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
     eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...; default: toy if --data is")
     out: str = flag("runs/prefix_rft", "directory for metrics.jsonl and checkpoint/")
-    method: Literal["", *METHODS] = flag("", "shorthand for --schedule and --prefix_loss; none given: what those two say")
+    method: Literal[("", *METHODS)] = flag("", "shorthand that sets --schedule and --prefix_loss, see above")
     schedule: Literal["cosine", "linear", "uniform", "full", "none"] = flag("cosine", "which prefix [P]")
-    prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag("top", "what it learns [P]")
-    advantage: Literal["paper", "code"] = flag("paper", "baseline: mean of all n [P], or as in the official code [code]")
+    prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag("top", "its gradient [P]")
+    advantage: Literal["paper", "code"] = flag("paper", "baseline: mean of all n [P], or as in their code [code]")
     steps: int = flag(500, "batches of rollouts [P]", 1, 10**9)
     batch: int = flag(128, "problems in a batch [P]", 1, 10**6)
     n: int = flag(8, "rollouts a problem, one of them hybrid [P]", 1, 10**4)
@@ -377,14 +394,16 @@ TOY = {"eval_data": "toy", "lr": 3e-4, "steps": 100, "batch": 16, "mini_batches"
 GRID, TUNING_SEED, SEEDS = (3e-5, 1e-4, 3e-4, 1e-3), 5, (0, 1, 2, 3, 4)
 SUPERVISED = ("sft", "dft", "idft")                           # arms that train on the demonstrations alone
 MAIN = {**{loss: {} for loss in SUPERVISED}, "rft": {"method": "rft"}, "sft_rft": {"method": "sft_rft"},
-        "luffy": {"method": "luffy"}, "uft": {"method": "uft"}, "prefix_rl": {"method": "prefix_rl"}, "prefix_rft": {},
-        "prefix_rft code": {"advantage": "code"}}
+        "luffy": {"method": "luffy"}, "uft": {"method": "uft"}, "prefix_rl": {"method": "prefix_rl"},
+        "prefix_rft": {}, "prefix_rft code": {"advantage": "code"}}
 ABLATIONS = {"keep 50 %": {"keep": 0.5}, "keep all": {"prefix_loss": "all"}, "keep random": {"prefix_loss": "random"},
-             "keep bottom": {"prefix_loss": "bottom"}, "linear": {"schedule": "linear"}, "uniform": {"schedule": "uniform"},
+             "keep bottom": {"prefix_loss": "bottom"},
+             "linear": {"schedule": "linear"}, "uniform": {"schedule": "uniform"},
              "rft clipped": {"method": "rft", "own_keep": 0.2}}
 CHANGES = {"10 % demos": {"demo_share": 0.1}, "1 % demos": {"demo_share": 0.01},
            "30 % wrong": {"wrong": 0.3}, "60 % wrong": {"wrong": 0.6}}
-DATA = {f"{arm}, {name}": {**MAIN[arm], **change} for name, change in CHANGES.items() for arm in ("prefix_rft", "sft_rft")}
+DATA = {f"{arm}, {name}": {**MAIN[arm], **change}
+        for name, change in CHANGES.items() for arm in ("prefix_rft", "sft_rft")}
 ARMS = {**MAIN, **ABLATIONS, **DATA}                          # DATA keeps the learning rate of the arm before the comma
 
 
@@ -403,7 +422,9 @@ def run_arm(flags, arm, lr, seed):
         supervised = idft.Flags(loss=loss, lr=lr, steps=job.steps, batch=job.batch * job.n, seed=seed)
         idft.train(model, tokenizer, rows, supervised, new_optimizer(model), {"step": 0, "bad": 0})
     if arm not in SUPERVISED:
-        train(model, tokenizer, problems, {}, job, new_optimizer(model, job.weight_decay), {"step": 0, "bad": 0})
+        sampler = rollout_sampler(model, tokenizer, problems, {}, job)
+        optimizer, state = new_optimizer(model, job.weight_decay), {"step": 0, "bad": 0}
+        train(model, tokenizer, problems, {}, job, sampler, optimizer, state)
     if seed == TUNING_SEED:
         return assess(model, tokenizer, {"valid": toy.problems("hard", seed=1)}, job.max_new_tokens)
     result = assess(model, tokenizer, load_benchmarks(["toy"]), job.max_new_tokens)
@@ -412,8 +433,8 @@ def run_arm(flags, arm, lr, seed):
 
 
 def compare(flags):
-    """The table: every arm's learning rate is tuned over the same grid on one seed and on problems of its own, then the arm
-    is reported on five other seeds. Results stand in <out>/compare.jsonl; a stopped comparison goes on where it was."""
+    """The table: every arm's learning rate is tuned over the same grid on one seed and on problems of its own, then the
+    arm is reported on five other seeds. Results stand in <out>/compare.jsonl; a stopped comparison goes on there."""
     arms = {"main": MAIN, "ablations": {**ABLATIONS, **DATA}, "all": ARMS}[flags.compare]
     file, columns = Path(flags.out) / "compare.jsonl", ("toy-hard", "toy-longer", "toy-easy", "pass@1", "pass@8")
     results = lambda arm, jobs: sweep(file, [{"arm": arm, **job} for job in jobs], lambda **job: run_arm(flags, **job))
@@ -433,15 +454,22 @@ def main(flags):
         flags.schedule, flags.prefix_loss = METHODS[flags.method]
     if flags.low > flags.high or flags.low_end > flags.high:
         raise InputError(f"--high {flags.high} must be at least --low {flags.low} and --low_end {flags.low_end}")
-    out, model, tokenizer, optimizer, state = start_run(flags)
-    problems = toy.problems("train", flags.problems, flags.seed, flags.wrong) if flags.data == "toy" else load_problems(flags.data)
-    problems = prepare(tokenizer, problems, flags.demo_share, flags.seed)
+    if flags.schedule == "full" and flags.n == 1:
+        raise InputError("--n 1: the demonstration is the only rollout, give the model at least one of its own")
+    if flags.data == "toy":
+        problems = toy.problems("train", flags.problems, flags.seed, flags.wrong)
+    else:
+        problems = load_problems(flags.data)
     benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
-    state.setdefault("before", assess(model, tokenizer, benchmarks, flags.max_new_tokens))
+    out, model, tokenizer, optimizer, state = start_run(flags)
+    problems = prepare(tokenizer, problems, flags.demo_share, flags.seed)
+    sampler = rollout_sampler(model, tokenizer, problems, benchmarks, flags)
+    if "before" not in state:
+        state["before"] = assess(model, tokenizer, benchmarks, flags.max_new_tokens)
     out.mkdir(parents=True, exist_ok=True)
     if state["step"] == 0:
         log_row(out, {"step": 0, "accuracy": state["before"]})
-    train(model, tokenizer, problems, benchmarks, flags, optimizer, state, out)
+    train(model, tokenizer, problems, benchmarks, flags, sampler, optimizer, state, out)
     after = assess(model, tokenizer, benchmarks, flags.max_new_tokens)
     log_row(out, {"step": flags.steps, "accuracy": after})
     print(before_and_after(state["before"], after))
