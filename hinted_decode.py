@@ -1,10 +1,10 @@
 r"""
 hinted_decode.py - demonstrations retold in the model's own voice.
 
-Paper: Towards On-Policy SFT (https://arxiv.org/abs/2602.12222), section 5. A demonstration is right but foreign, an
-own answer is familiar but often wrong. Hinted decoding reads two contexts with one model, and only one of them holds
-the reference solution. Where the hinted stream is sure of the next token it leads; where it hesitates, the question is
-one of wording, and the model speaks as it would alone:
+Paper: Towards On-Policy SFT (Zhang et al., https://arxiv.org/abs/2602.12222), its second method. A demonstration
+is right but foreign; an own answer is familiar but often wrong. Hinted decoding reads two contexts with one model,
+and only one of them holds the reference solution. Where the hinted stream is sure of the next token, it leads; where
+it hesitates, the question is one of wording, and the model speaks as it would alone:
 
     log m_t = (1 - lam_t) log p_t + lam_t log q_t        lam_t = clamp(beta H[p_t] / log|V|, 0, 1)
 
@@ -14,18 +14,19 @@ one of wording, and the model speaks as it would alone:
     phi               log q(y_t) + H[q_t] (ddt.py): how foreign a token still is to the model that is to learn it
 
 The first token comes from p alone: it decides how the text goes on. Once the text holds `\boxed{`, q is alone: the
-answer must follow from what was written. A text ends with an end token, at the budget, or when a 30-gram stands in it
-for the fifth time. reward.py verifies every text. And where the model's own answer was right, that is kept instead.
+answer must follow from what was written. A text ends with an end token, at the budget, or when some 30-gram stands
+in it for the fifth time. reward.py verifies every text, and a problem that the model solves by itself keeps the
+model's own answer: nothing is more on-policy.
 
-The authors' code decodes one text at a time without a cache on two copies of the model (--race shows what that costs),
-truncates to top-p before it divides by the temperature (here after it, as in Hugging Face), and looks for repetitions
-every 100 tokens (here every few). Left out: two different models as p and q.
+The authors' code decodes one text at a time, without a cache, on two copies of the model (--race: what that costs),
+truncates to top-p before it divides by the temperature (here: after, as in Hugging Face), and looks for repetitions
+every 100 tokens (here: every few). Left out: two different models as p and q.
 
     python hinted_decode.py                         retell the toy's demonstrations, compare the kinds of text
     python hinted_decode.py --compare               train on raw, self-distilled, hinted and online texts
     python hinted_decode.py --rounds 4              online: retell, train, retell ...; --rounds 1 is its offline twin
     python hinted_decode.py --race                  against the uncached loop
-    python hinted_decode.py --model Qwen/Qwen2.5-1.5B-Instruct --data gsm8k_train.jsonl --n 4 --analysis --out runs/retold
+    python hinted_decode.py --model Qwen/Qwen2.5-1.5B-Instruct --data train.jsonl --n 4 --analysis --out runs/retold
     python idft.py --model Qwen/Qwen2.5-1.5B-Instruct --data runs/retold/data.jsonl
 """
 import json
@@ -56,10 +57,10 @@ MARKER = "\\boxed{"
 # ---- two streams, one distribution ----------------------------------------------------------------------------------
 
 def mix(log_p, log_q, beta, mode="linear"):
-    """The mixture of the two streams: log_p (hinted) and log_q (plain), each (..., V) log-probabilities at temperature 1
+    """The two streams as one: log_p (hinted) and log_q (plain), both (..., V) log-probabilities at temperature 1
     -> log_m (..., V), not normalised, and lam (...), the share of the plain stream.
 
-    mode: linear (section 5), sigmoid or piecewise (authors' code, with its constants). ValueError for any other."""
+    mode: linear (the paper's), sigmoid or piecewise (the authors' code, with its constants). Else ValueError."""
     h = torch.special.entr(log_p.exp()).sum(-1) / math.log(log_p.shape[-1])     # H[p] / log|V|, from 0 (sure) to 1
     if mode == "linear":
         lam = (beta * h).clamp(0, 1)
@@ -70,16 +71,16 @@ def mix(log_p, log_q, beta, mode="linear"):
     else:
         raise ValueError(f"mode must be linear, sigmoid or piecewise, not {mode!r}")
     a, b = (1 - lam)[..., None], lam[..., None]
-    log_m = torch.where(a > 0, a * log_p, 0) + torch.where(b > 0, b * log_q, 0)         # p^0 = 1, but 0 * -inf is NaN
+    log_m = torch.where(a > 0, a * log_p, 0) + torch.where(b > 0, b * log_q, 0)     # p^0 is 1, but 0 * -inf is NaN
     return log_m, lam
 
 
 def marker_table(tokenizer, size, marker=MARKER):
-    """What every token does to a reader who looks for the marker: table[state, token] -> state, (characters + 1, size).
+    """What every token does to a reader who waits for the marker: table[state, token] -> state, int64 (8, size).
 
-    The state is how much of the marker the text ends with (the automaton of Knuth, Morris and Pratt), so the marker is
-    found wherever token borders fall. The last state means found, and stays. The sampler looks it up instead of
-    decoding every row at every step. Special tokens begin a new text; ids without a token lead nowhere."""
+    The state is how many characters of the marker the text ends with (the automaton of Knuth, Morris and Pratt), so
+    the marker is found wherever the token borders fall; the last state means found, and stays. One lookup a step, on
+    the device, instead of decoding every row. Special tokens, and ids that are no token, interrupt the marker."""
     found = len(marker)
 
     def after(state, c):
@@ -89,9 +90,9 @@ def marker_table(tokenizer, size, marker=MARKER):
         return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     moves = {c: [after(state, c) for state in range(found)] + [found] for c in marker}
-    other = [0] * found + [found]                                           # any other character
-    anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]        # at the start of a text a token may lose its
-    columns, skip = [other] * size, len(text(anchor))                       # space, so read it behind another one
+    other = [0] * found + [found]                                       # any other character
+    anchor = tokenizer("a", add_special_tokens=False).input_ids[-1:]    # read behind another token, for at the start
+    columns, skip = [other] * size, len(text(anchor))                   # of a text a token may lose its space
     for token in set(range(min(size, len(tokenizer)))) - set(tokenizer.all_special_ids):
         states = range(found + 1)
         for c in text(anchor + [token])[skip:]:
@@ -104,8 +105,8 @@ def marker_table(tokenizer, size, marker=MARKER):
 def hinted_combine(table, beta, mode="linear"):
     """`combine` for a sampler with the streams (hinted, plain). Its row state is that of marker_table."""
     def combine(logits, last, step, state):
-        log_p, log_q = logits.log_softmax(-1).unbind(1)                     # (R, V)
-        state = torch.where(step > 0, table[state, last], 0)                # at step 0 `last` belongs to the prompt
+        log_p, log_q = logits.log_softmax(-1).unbind(1)                 # (R, V)
+        state = torch.where(step > 0, table[state, last], 0)            # at step 0 `last` belongs to the prompt
         log_m, _ = mix(log_p, log_q, beta, mode)
         log_m = torch.where((step == 0)[:, None], log_p, log_m)
         return torch.where((state == len(table) - 1)[:, None], log_q, log_m), state
@@ -113,8 +114,9 @@ def hinted_combine(table, beta, mode="linear"):
 
 
 def repetition(tokens, size=30, times=5, fresh=8):
-    """`halt` for the sampler: the length at which a `size`-gram stood in `tokens` (list) for the `times`-th time, or
-    None. Looks at n-grams that end in the last `fresh` tokens, and is asked at least that often."""
+    """`halt` for the sampler: the length at which a `size`-gram stood in `tokens` for the `times`-th time, else None.
+
+    Looks only at n-grams that end in the last `fresh` tokens: the sampler asks at least that often."""
     tokens = np.array(tokens)
     for end in range(max(size, len(tokens) - fresh + 1), len(tokens) + 1):
         starts = np.flatnonzero(tokens[:end - size + 1] == tokens[end - size])          # same first token
@@ -126,17 +128,17 @@ def repetition(tokens, size=30, times=5, fresh=8):
 
 # ---- the two contexts -----------------------------------------------------------------------------------------------
 
-HINT = """Below are a problem and a reference solution that is known to be right. Solve the problem the way you would if \
-you had found the solution yourself: in your own words, one small step after the other. Let the reference guide you, but \
-never mention that there is one."""
+HINT = """Below are a problem and a reference solution that is known to be right. Solve the problem the way you would \
+if you had found the solution yourself: in your own words, one small step after the other. Let the reference guide \
+you, but never mention that there is one."""
 ANALYSIS = """
-Answer in two parts. Under the heading `# Analysis`, go through the reference line by line: what is done there, why, and \
-what it leaves out. Then, under the heading `# CoT`, solve the problem from the start."""
+Answer in two parts. Under the heading `# Analysis`, go through the reference line by line: what is done there, why, \
+and what it leaves out. Then, under the heading `# CoT`, solve the problem from the start."""
 
 
 def contexts(tokenizer, problem, analysis=False):
-    """A problem -> (hinted ids, plain ids), up to where the text (or the analysis) begins. The toy has a hint of its
-    own; a problem without demonstration has hinted ids []; of several demonstrations the first is taken."""
+    """A problem -> (hinted ids, plain ids), up to where the text (or the analysis) begins. Of several demonstrations
+    the first is the reference; without one the hinted ids are []. The toy has a hint of its own form."""
     plain, solution = prompt_ids(tokenizer, problem["problem"]), problem["solution"]
     solution = solution[0] if isinstance(solution, list) else solution
     *turns, last = problem["problem"] if isinstance(problem["problem"], list) else [{"content": problem["problem"]}]
@@ -158,8 +160,10 @@ def readable(model, tokenizer, problems, analysis=False, room=64):
     """The problems whose contexts leave `room` tokens of what the model can read; says how many do not."""
     limit = getattr(model.config, "max_position_embeddings", None) or math.inf
     fit = [p for p in problems if max(map(len, contexts(tokenizer, p, analysis))) + room <= limit]
+    if analysis and "<hint>" in tokenizer.get_vocab():
+        raise InputError("--analysis: the toy can retell a solution but not analyse it, take another --model")
     if not fit:
-        raise InputError(f"--data: every problem with its solution is longer than the {limit} tokens the model reads")
+        raise InputError(f"--data: with its solution, every problem is longer than the {limit} tokens the model reads")
     if len(fit) < len(problems):
         print(f"{len(problems) - len(fit)} of {len(problems)} problems are too long for the model and left out")
     return fit
@@ -180,9 +184,10 @@ class Rewriter:
         longest = max(len(ids) for p in problems for ids in contexts(tokenizer, p, flags.analysis))
         longest += flags.max_new_tokens * (2 if flags.analysis else 1)
         length = min(longest, getattr(model.config, "max_position_embeddings", None) or longest)
-        twin = torch.bfloat16 if model.device.type == "cuda" else None
+        dtype = torch.bfloat16 if model.device.type == "cuda" else None
         try:
-            self.plain, self.pair = (Sampler(model, flags.rows, length, streams, twin) for streams in (1, 2))
+            self.plain = Sampler(model, flags.rows, length, dtype=dtype)
+            self.pair = Sampler(self.plain.model, flags.rows, length, streams=2)
         except ValueError as error:
             raise InputError(f"--model: {one_line(error)}") from None
         self.table = marker_table(tokenizer, model.get_input_embeddings().num_embeddings).to(model.device)
@@ -202,7 +207,7 @@ class Rewriter:
         return self.trajectories(problems, *samples, "hinted")
 
     def analysed(self, pairs, heading="# CoT"):
-        """Lets the model write its analysis, in half of the room there is; the retelling goes on under the heading."""
+        """Has the model write its analysis, in half the room there is; the retelling goes on under the heading."""
         def halt(ids):
             return len(ids) if heading in self.tokenizer.decode(ids[-32:]) else repetition(ids)
 
@@ -266,8 +271,8 @@ def json_lines(rows):
 # ---- a data file, and what is in it ---------------------------------------------------------------------------------
 
 def rewrite_all(rewriter, problems, flags, out):
-    """The pipeline over all problems. <out>/trajectories.jsonl grows chunk by chunk; data.jsonl, the kept ones, comes at
-    the end. A sample's randomness belongs to its prompt (sampler.py), so a resumed run ends as an undisturbed one."""
+    """The pipeline over all problems: <out>/trajectories.jsonl grows chunk by chunk, data.jsonl (the kept ones) comes
+    at the end. A sample's randomness belongs to its prompt, so a resumed run ends as an undisturbed one."""
     settings = {k: v for k, v in asdict(flags).items() if k not in ("out", "resume", "device", "rows", "betas")}
     report, rows = {"flags": settings}, []
     if flags.resume and (out / "summary.json").exists():
@@ -361,11 +366,11 @@ ARMS = {"raw": {"rounds": 0}, "self-distilled": {"rounds": 1, "beta": 0.0}, "hin
 
 
 def compare_training(flags):
-    """Four kinds of text x two losses on the toy: equal tokens to learn from, lr tuned for each pair on another seed."""
+    """Four kinds of text, two losses, on the toy: equal tokens to learn from, lr tuned for each arm on another seed."""
     def one(texts, loss, lr, seed):
         job = Flags(**{**asdict(flags), "loss": loss, "lr": lr, "seed": seed, **ARMS[texts]})
         model, tokenizer = load_model("toy", pick_device(flags.device), seed)
-        problems, state = toy.problems("train", flags.problems, seed), {"step": 0, "bad": 0}
+        problems, state = toy.problems("train", flags.problems or 256, seed), {"step": 0, "bad": 0}
         train(model, tokenizer, problems, job, new_optimizer(model, flags.weight_decay), state)
         sets = {"valid": toy.problems("hard", seed=1)} if seed == TUNING_SEED else load_benchmarks(["toy"])
         return assess(model, tokenizer, sets, flags.max_new_tokens)
@@ -427,8 +432,8 @@ def race(flags, new=128):
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "problems with demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
-    eval_data: str = flag("", "--rounds: evaluated before and after: toy, a JSON(L) file or hf://... (toy for the toy)")
-    out: str = flag("runs/hinted_decode", "directory for the trajectories, or with --rounds the metrics and checkpoint/")
+    eval_data: str = flag("", "--rounds: evaluated before and after: toy, a JSON(L) file, hf://... (on the toy: toy)")
+    out: str = flag("runs/hinted_decode", "directory for the texts or, with --rounds, for metrics and checkpoint/")
     beta: float = flag(3.0, "lam = beta H[p] / log|V|; 0 is self-distillation [code]", 0, 1e9)
     gate: Literal["linear", "sigmoid", "piecewise"] = flag("linear", "how lam depends on H: [D]; the others: [code]")
     temperature: float = flag(0.3, "of the retelling; 0 is greedy [code]", 0, 100)
@@ -438,9 +443,9 @@ class Flags:
     own_temperature: float = flag(1.0, "of the own answers; at 1 they are truly on-policy [ours]", 0, 100)
     max_new_tokens: int = flag(8192, "longest text, cut to what the model can read [code]", 1, 10**6)
     rows: int = flag(64, "texts decoded side by side: more is faster until memory is full", 1, 10**5)
-    problems: int = flag(256, "toy: how many training problems [ours]", 1, 10**5)
+    problems: int = flag(0, "how many problems to use, the first ones; 0: all, of the toy 256", 0, 10**9)
     betas: list[float] = flag([], "compare these on all problems, and with demonstrations and own texts", 0, 1e9)
-    rounds: int = flag(0, "train in this many rounds of online on-policy SFT instead of writing a data file", 0, 10**6)
+    rounds: int = flag(0, "train in so many rounds of online on-policy SFT instead of writing data", 0, 10**6)
     steps: int = flag(150, "--rounds: optimizer steps in all", 1, 10**9)
     batch_tokens: int = flag(65536, "--rounds: response tokens in an optimizer step [ours]", 1, 10**9)
     loss: Literal["idft", "dft", "sft"] = flag("idft", "--rounds: the loss, see idft.py")
@@ -455,7 +460,7 @@ class Flags:
     race: bool = flag(False, "time this file against the uncached loop")
 
 
-TOY = {"eval_data": "toy", "max_new_tokens": 64, "betas": [0.0, 3.0, 30.0, 300.0], "batch_tokens": 1024, "lr": 1e-3}
+TOY = {"eval_data": "toy", "max_new_tokens": 64, "betas": [0.0, 3.0, 30.0, 300.0], "batch_tokens": 1024, "lr": 3e-4}
 
 
 def main(flags):
@@ -463,10 +468,11 @@ def main(flags):
         return race(flags)
     if flags.compare:
         return compare_training(flags)
-    problems = toy.problems("train", flags.problems, flags.seed) if flags.data == "toy" else load_problems(flags.data)
+    problems = toy.problems("train", flags.problems or 256, flags.seed) if flags.data == "toy" else \
+        load_problems(flags.data)[:flags.problems or None]
     if flags.rounds > min(len(problems), flags.steps):
-        raise InputError(f"--rounds {flags.rounds}: a round needs a problem and a step, and there are {len(problems)} "
-                         f"problems and {flags.steps} steps")
+        raise InputError(f"--rounds {flags.rounds}: each round needs a problem and a step, there are {len(problems)} "
+                         f"and {flags.steps}")
     if flags.rounds:
         out, model, tokenizer, optimizer, state = start_run(flags)
         problems = readable(model, tokenizer, problems, flags.analysis)
