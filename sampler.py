@@ -126,15 +126,15 @@ class Slab:
             return like.new_zeros(self.rows, columns, heads, dim).transpose(1, 2)
         return like.new_zeros(self.rows, heads, columns, dim)
 
-    def grow(self, columns):
-        """Make room for `columns` in every layer. On the CPU a slab is as wide as what attention reads, and no wider:
-        memory that is read in one piece comes twice as fast."""
+    def grow(self, columns, spare=0):
+        """Make room for `columns` in every layer. On the CPU a slab is hardly wider than what attention reads: memory
+        that is read in one piece comes twice as fast."""
         if columns > self.columns:
             for pair in self.layers.values():
                 for i, old in enumerate(pair):
-                    pair[i] = self.room(old, columns)
+                    pair[i] = self.room(old, columns + spare)
                     pair[i][:, :, :self.columns] = old
-            self.columns = columns
+            self.columns = columns + spare
 
     def attend(self, layer, q, k, v, scale, window):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
@@ -160,7 +160,7 @@ class Slab:
             out = out.view(B, group, -1, out.shape[-1]).transpose(1, 2)
         else:
             keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
-            out = F.scaled_dot_product_attention(q, keys, values, self.view(window, self.live), scale=scale)
+            out = F.scaled_dot_product_attention(q, keys, values, self.view(window, self.live).to(q.dtype), scale=scale)
         return out.reshape(B, 1, heads, -1)
 
     def view(self, window, make):
@@ -170,10 +170,12 @@ class Slab:
         return self.views[window]
 
     def live(self, pos, window):
-        """(B, 1, 1, reach) bool, True on the columns pos - window < c <= pos."""
+        """(B, 1, 1, reach), added to the scores: 0 on the columns pos - window < c <= pos, -inf on the others."""
         c = torch.arange(self.reach, device=pos.device)
-        mask = c <= pos[:, None]
-        return (mask & (c > pos[:, None] - window) if window else mask)[:, None, None]
+        dead = c > pos[:, None]
+        if window:
+            dead |= c <= pos[:, None] - window
+        return torch.zeros(dead.shape, device=pos.device).masked_fill_(dead, -torch.inf)[:, None, None]
 
     def spans(self, pos, window):
         """The same for varlen_attn: where each row's columns start in the flat slab, how many they are, and 0..B."""
@@ -315,7 +317,7 @@ class Sampler:
         if not rotary:                          # a table of positions ends
             length = min(length, getattr(model.config, "max_position_embeddings", length))
         self.model, self.rows, self.length, self.streams = model, rows, length, streams
-        self.slab, self.storage = None, None
+        self.storage = None                     # where the weights were when the graphs were captured
         self.graphs = {} if model.device.type == "cuda" else None
         self.every = 8 if model.device.type == "cuda" else 4        # tokens between two looks of the host
 
@@ -381,73 +383,76 @@ class Sampler:
         return jobs
 
     def prepare(self, jobs):
-        """Memory: made at the first call, kept for the next; graphs go when the weights they read have moved."""
-        storage = self.model.dtype, self.model.device, [p.data_ptr() for p in self.model.parameters()]
-        if self.storage != storage:
-            if self.storage is None or self.storage[:2] != storage[:2]:
-                self.slab = None
-                self.last = self.tensor([[0] * self.streams] * self.rows)
-                self.pos = self.last.clone()
-                self.step, self.budget, self.key, self.state, self.alive, self.finished = (
-                    torch.zeros_like(self.pos[:, 0], dtype=dtype) for dtype in [torch.long] * 4 + [torch.bool] * 2)
-            self.storage = storage
-            if self.graphs is not None:
-                self.graphs = {}
+        """Memory for a call. CUDA graphs need theirs at fixed addresses: it stays, and so do they while the weights do."""
+        slots = min(self.rows, len(jobs))
         if self.graphs is None:
-            self.slab = Slab(self.streams * min(self.rows, len(jobs)), 0)
-        elif self.slab:
-            self.slab.clear()
+            self.slab = Slab(slots * self.streams, 0)
+        elif (storage := [p.data_ptr() for p in self.model.parameters()]) == self.storage:
+            return self.slab.clear()
         else:
-            self.slab = Slab(self.streams * self.rows, self.length)
-        self.alive.zero_()
-
-    def bucket(self, reach):
-        """Columns to look at: on CUDA few different numbers, since each is a graph (and varlen_attn needs none)."""
-        if self.graphs is None:
-            return self.slab.columns
-        return self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
+            self.storage, self.graphs, slots = storage, {}, self.rows
+            self.slab = Slab(slots * self.streams, self.length)
+        self.last, self.pos = self.tensor([[[0] * self.streams] * slots] * 2)           # (slots, streams) each
 
     def run(self, jobs, stop, how, combine, halt):
-        """The loop: decode a few tokens, look who is done, refill the slots or shrink the batch."""
-        R, T, S = len(jobs), max(budget for _, budget, _ in jobs), min(self.rows, len(jobs))
-        size = self.rows
-        self.out = [torch.zeros(size, T + 1, dtype=dtype, device=stop.device)       # what each slot sampled; a dead
-                    for dtype in (torch.long, torch.float32, torch.float32)]        # row writes past its end
-        self.held = [None] * size * self.streams                    # the prompt in each row of the slab
-        tokens, logp, entropy = (x.new_zeros(R, T) for x in self.out)
-        result = Samples(tokens, tokens.bool(), logp, entropy, tokens.new_zeros(R, dtype=torch.bool))
-
-        queue = [r for r in range(R) if jobs[r][1] > 0][::-1]
-        busy = [queue.pop() for _ in range(min(S, len(queue)))]     # slot -> row of the result
+        """The loop: decode a few tokens, see who is done, refill the slots or shrink the batch."""
+        shape = len(jobs), max(budget for _, budget, _ in jobs) + self.every            # room for rows that overrun
+        out = [torch.zeros(shape, dtype=dtype, device=stop.device) for dtype in (torch.long, torch.float, torch.float)]
+        length, finished = [0] * len(jobs), [False] * len(jobs)
+        queue = [r for r, (_, budget, _) in enumerate(jobs) if budget][::-1]
+        busy = [queue.pop() for _ in range(min(self.rows, len(queue)))]                 # slot -> job
+        self.held = [None] * self.rows * self.streams                                   # row of the slab -> prompt
+        self.state = self.tensor([0] * len(busy))
         self.load(jobs, dict(enumerate(busy)))
-        steps = [0] * len(busy)                                     # tokens each slot has sampled
         while busy:
-            B = len(busy)
-            ahead = min(self.every, max(jobs[r][1] - step for r, step in zip(busy, steps)))
-            reach = max(max(map(len, jobs[r][0])) + step for r, step in zip(busy, steps)) + ahead
-            if reach > self.slab.columns:
-                self.slab.grow(reach + max(28, reach // 8))
-            for _ in range(ahead):
-                self.advance(B, self.bucket(reach), stop, how, combine)
-            steps, alive = torch.stack([self.step[:B], self.alive[:B].long()]).tolist()     # the one host sync
+            ahead = min(self.every, max(jobs[r][1] - length[r] for r in busy))
+            reach = min(self.length, max(max(map(len, jobs[r][0])) + length[r] for r in busy) + ahead)
+            self.slab.grow(reach, spare=max(28, reach // 8))
+            step = self.tensor([length[r] for r in busy]) + torch.arange(ahead, device=stop.device)[:, None]
+            u = uniform(self.tensor([jobs[r][2] for r in busy]), step)                  # (ahead, B)
+            block = [self.advance(reach, step[i], u[i], how, combine) for i in range(ahead)]
+            for x, values in zip(out, zip(*block)):
+                x[self.tensor(busy), step] = torch.stack(values)
+            tokens = torch.stack([token for token, *_ in block])
+            clear = ((tokens[..., None] == stop).any(-1).cumsum(0) == 0).sum(0).tolist()     # tokens before a stop:
+            for r, count in zip(busy, clear):                                           # the one wait for the device
+                left = min(ahead, jobs[r][1] - length[r])
+                finished[r] = count < left
+                length[r] += min(count + 1, left)
+            done = [slot for slot, r in enumerate(busy) if finished[r] or length[r] == jobs[r][1]]
             if halt:
-                for slot, text in enumerate(self.out[0][:B, :max(steps)].tolist()):
-                    cut = halt(text[:steps[slot]])
-                    if cut is not None and (alive[slot] or cut < steps[slot]):
-                        steps[slot], alive[slot] = cut, False
-                        self.alive[slot] = self.finished[slot] = False
-            done = [slot for slot in range(B) if not alive[slot]]
-            if done:
-                self.release(result, done, [busy[slot] for slot in done], [steps[slot] for slot in done])
-                fill = {slot: queue.pop() for slot in done[:len(queue)]}
-                for slot, r in fill.items():
-                    busy[slot], steps[slot] = r, 0
-                if fill:
-                    self.load(jobs, fill)
-                if len(fill) < len(done):
-                    self.shrink(done[len(fill):], busy, steps)
-        width = int(result.mask.sum(-1).max())
-        return Samples(*(x[:, :width].contiguous() for x in (tokens, result.mask, logp, entropy)), result.finished)
+                for slot, text in enumerate(out[0][busy, :max(length[r] for r in busy)].tolist()):
+                    r = busy[slot]
+                    cut = halt(text[:length[r]])
+                    if cut is not None and (cut < length[r] or slot not in done):
+                        length[r], finished[r] = cut, False
+                        done.append(slot)
+            self.refill(jobs, sorted(set(done)), busy, queue)
+        lengths = self.tensor(length)
+        mask = torch.arange(max(length), device=stop.device) < lengths[:, None]
+        tokens, logp, entropy = (x[:, :max(length)] * mask for x in out)
+        return Samples(tokens, mask, logp, entropy, self.tensor(finished, torch.bool))
+
+    def refill(self, jobs, done, busy, queue):
+        """Give the slots that are done to jobs of the queue; with none left, move the last slots into the holes."""
+        fill = {slot: queue.pop() for slot in done[:len(queue)]}
+        for slot, r in fill.items():
+            busy[slot] = r
+        if fill:
+            self.load(jobs, fill)
+        holes = done[len(fill):]
+        B = len(busy) - len(holes)
+        tail = [slot for slot in range(B, len(busy)) if slot not in holes]
+        holes = holes[:len(tail)]
+        if tail:
+            self.slab.copy(*([slot * self.streams + i for slot in slots for i in range(self.streams)]
+                             for slots in (tail, holes)), int(self.pos[tail].max()))
+            for x in (self.last, self.pos, self.state):
+                x[holes] = x[tail]
+            for hole, slot in zip(holes, tail):
+                busy[hole] = busy[slot]
+        del busy[B:]
+        self.state = self.state[:B]
 
     def load(self, jobs, fill):
         """Put jobs into slots (fill: slot -> job). A prompt the slab already holds is copied, a new one is read once."""
@@ -458,26 +463,23 @@ class Sampler:
                 row = slot * self.streams + stream
                 self.held[row] = text
                 if text in home:
-                    copies.append((home[text], row, len(text) - 1))
+                    copies.append((home[text], row))
                 else:
                     home[text] = fresh[text] = row
-        self.slab.grow(max(len(text) for r in fill.values() for text in jobs[r][0]))
+        longest = max(len(text) for r in fill.values() for text in jobs[r][0])
+        self.slab.grow(longest)
         self.read(fresh)
         if copies:
-            source, target, columns = map(list, zip(*copies))
-            self.slab.copy(source, target, max(columns))
+            self.slab.copy(*map(list, zip(*copies)), longest - 1)
         slots = self.tensor(list(fill))
-        texts, budgets, keys = zip(*(jobs[r] for r in fill.values()))
-        self.last[slots] = self.tensor([[text[-1] for text in pair] for pair in texts])
-        self.pos[slots] = self.tensor([[len(text) - 1 for text in pair] for pair in texts])
-        self.budget[slots], self.key[slots] = self.tensor(budgets), self.tensor(keys)
-        self.step[slots] = self.state[slots] = 0
-        self.alive[slots], self.finished[slots] = True, False
+        self.last[slots] = self.tensor([[text[-1] for text in jobs[r][0]] for r in fill.values()])
+        self.pos[slots] = self.tensor([[len(text) - 1 for text in jobs[r][0]] for r in fill.values()])
+        self.state[slots] = 0
 
     def read(self, fresh, at_once=8192):
-        """Prefill prompts (text -> row of the slab), about `at_once` tokens at a time, right-padded.
+        """Prefill prompts (text -> row of the slab), right-padded, about `at_once` tokens at a time.
 
-        All but the last token: that one is the first input of `advance`, so there is a single sampling path.
+        All but the last token of each: that one is the first input of `advance`, so there is one way to sample.
         """
         todo = sorted((text for text in fresh if len(text) > 1), key=len)
         while todo:
@@ -485,26 +487,39 @@ class Sampler:
             batch = [todo.pop() for _ in range(min(len(todo), max(1, at_once // width)))]
             ids = self.tensor([text[:-1] + (0,) * (width + 1 - len(text)) for text in batch])
             at = torch.arange(width, device=ids.device).expand(ids.shape)
-            rows = self.tensor([fresh[text] for text in batch])
-            self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slab=self.slab.prefill(rows))
+            slab = self.slab.prefill(self.tensor([fresh[text] for text in batch]))
+            self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slab=slab)
+
+    def advance(self, reach, step, u, how, combine):
+        """One token (B,) for every live slot, with its logp and entropy. Nothing here waits for the device."""
+        B = len(u)
+        last, pos = self.last[:B], self.pos[:B]
+        logits = (self.forward if self.graphs is None else self.replay)(B, reach).float()
+        if combine:
+            logits, self.state = combine(logits, last[:, 0].clone(), step, self.state)
+        else:
+            logits = logits[:, 0]
+        token, logp, entropy = draw(logits, u, *how)
+        last.copy_(token[:, None].expand_as(last))                  # every stream is fed the sampled token
+        pos.add_(1).clamp_(max=self.length - 1)                     # a row past its end must stay inside the slab
+        return token, logp, entropy
 
     def forward(self, B, reach):
-        """Logits (B, streams, V) of the tokens after `last` of the first B slots."""
-        slab = self.slab.decode(self.pos[:B].flatten(), reach)
-        out = self.model(input_ids=self.last[:B].view(-1, 1), position_ids=self.pos[:B].view(-1, 1), use_cache=False,
-                         slab=slab)
-        return out.logits.view(B, self.streams, -1)
+        """Logits (B, streams, V) of the tokens that follow `last`."""
+        ids, pos = self.last[:B].view(-1, 1), self.pos[:B].view(-1, 1)
+        slab = self.slab.decode(pos[:, 0], self.slab.columns if self.graphs is None else reach)
+        return self.model(input_ids=ids, position_ids=pos, use_cache=False, slab=slab).logits.view(B, self.streams, -1)
 
     def replay(self, B, reach):
-        """`forward` from a CUDA graph, for the next larger of a few batch sizes; the graphs share one pool."""
-        size = next(size for size in sorted({self.rows, *(1 << i for i in range(3, 12))}) if size >= B)
-        size = min(size, self.rows)
+        """`forward` from a CUDA graph, captured for a few batch sizes (and reaches, without varlen_attn) in one pool."""
+        size = min(self.rows, max(8, 1 << (B - 1).bit_length()))
+        reach = self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
         if (size, reach) not in self.graphs:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self.forward(size, reach)                           # warm up; capturing or replaying twice is harmless:
-            torch.cuda.current_stream().wait_stream(side)           # the same token goes to the same column
+            with torch.cuda.stream(side):       # warm up; doing a step twice writes the same keys to the same column
+                self.forward(size, reach)
+            torch.cuda.current_stream().wait_stream(side)
             pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
@@ -513,50 +528,6 @@ class Sampler:
         graph, logits = self.graphs[size, reach]
         graph.replay()
         return logits[:B]
-
-    def advance(self, B, reach, stop, how, combine):
-        """One token for the first B slots. Nothing here waits for the device."""
-        last, pos, step, state, alive = (x[:B] for x in (self.last, self.pos, self.step, self.state, self.alive))
-        logits = (self.forward if self.graphs is None else self.replay)(B, reach).float()
-        if combine:
-            logits, new = combine(logits, last[:, 0], step, state)
-            state.copy_(new)
-        else:
-            logits = logits[:, 0]
-        token, *numbers = draw(logits, uniform(self.key[:B], step), *how)
-        for out, x in zip(self.out, (token, *numbers)):
-            out[:B].scatter_(1, step[:, None], x[:, None])
-        last.copy_(token[:, None].expand_as(last))                  # both streams are fed the sampled token
-        stopped = (token[:, None] == stop).any(-1) & alive
-        step += alive
-        pos += alive[:, None]
-        self.finished[:B] |= stopped
-        alive &= ~stopped & (step < self.budget[:B])
-
-    def release(self, result, slots, rows, lengths):
-        """Move what slots sampled into rows of the result."""
-        slots, rows, lengths = self.tensor(slots), self.tensor(rows), self.tensor(lengths)
-        mask = torch.arange(result.tokens.shape[1], device=rows.device) < lengths[:, None]
-        result.mask[rows], result.finished[rows] = mask, self.finished[slots]
-        for x, out in zip((result.tokens, result.logp, result.entropy), self.out):
-            x[rows] = out[slots, :-1].masked_fill(~mask, 0)
-
-    def shrink(self, holes, busy, steps):
-        """The queue is empty: move the last live slots into the holes and forget the tail."""
-        B = len(busy) - len(holes)
-        live = [slot for slot in range(B, len(busy)) if slot not in holes]
-        holes = holes[:len(live)]
-        for hole, slot in zip(holes, live):
-            busy[hole], steps[hole] = busy[slot], steps[slot]
-        del busy[B:], steps[B:]
-        self.alive[B:] = False
-        if live:
-            source, target = ([slot * self.streams + i for slot in slots for i in range(self.streams)]
-                              for slots in (live, holes))
-            self.slab.copy(source, target, int(self.pos[live].max()))
-            for x in (self.last, self.pos, self.step, self.budget, self.key, self.state, self.finished, *self.out):
-                x[holes] = x[live]
-            self.alive[holes] = True
 
 
 # ---- the race ----------------------------------------------------------------------------------------------------------
