@@ -1,11 +1,11 @@
 """IDFT in TRL's SFTTrainer, on any number of GPUs (written against TRL 1.16).
 
-SFTTrainer takes `compute_loss_func=functools.partial(idft.compute_loss, ...)`, too, but says that 2.0 will not, and its own compute_loss
-then runs every batch twice. Trainer.compute_loss, its parent's, calls the function once and knows how to divide over steps and GPUs.
-Leave --use_liger_kernel off, it never builds the logits. All flags of SFTConfig apply:
+SFTTrainer takes compute_loss_func=functools.partial(idft.compute_loss, ...), too, but announces that 2.0 will not, and
+reads every batch twice then. The compute_loss of its parent, Trainer, calls the function once and knows how to divide
+over micro-batches and GPUs. Leave --use_liger_kernel off, it never makes the logits. All flags of SFTConfig apply:
 
-    accelerate launch --num_processes 8 -m bridges.trl_sft Qwen/Qwen2.5-Math-7B-Instruct train.jsonl --output_dir runs/trl_sft \
-        --learning_rate 6e-5 --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --max_length 8192 --bf16
+    torchrun --nproc_per_node 8 -m bridges.trl_sft Qwen/Qwen2.5-Math-1.5B-Instruct train.jsonl --output_dir runs/trl_sft \
+        --learning_rate 2e-5 --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --max_length 4096 --bf16
 """
 
 import sys

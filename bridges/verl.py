@@ -1,7 +1,8 @@
-"""Prefix-RFT's advantage, entropy clipping and loss in verl's registries, and the reward as its custom reward function (verl 0.9.1).
+"""Prefix-RFT's advantage, entropy clipping and loss in verl's registries, and the reward as verl wants one (verl 0.9.1).
 
-verl imports this file in every process if the environment says VERL_USE_EXTERNAL_MODULES=bridges.verl; then
-algorithm.adv_estimator=prefix_rft and actor.policy_loss.loss_mode=prefix_rft find it. The README shows the whole command.
+verl imports this file in every process if VERL_USE_EXTERNAL_MODULES=bridges.verl is set in the environment; then
+adv_estimator=prefix_rft and loss_mode=prefix_rft find it. verl 0.9.1 hands an estimator rewards, mask and uid only:
+until an agent loop makes hybrid rollouts and prefix_mask and entropy are passed on, this is Dr.GRPO (see the README).
 """
 
 import torch
@@ -13,15 +14,15 @@ from reward import reward
 
 @register_adv_est("prefix_rft")
 def prefix_rft_advantage(token_level_rewards, response_mask, index, config=None, prefix_mask=None, entropy=None, **_):
-    """Advantage and return of every token, both (B, T). index (B,): rows of one uid are one group; prefix_mask (B, T): tokens of the
-    demonstration; entropy (B, T) of the policy that sampled. Without a prefix_mask there are no hybrids, and this is Dr.GRPO."""
+    """Advantage and return of every token, both (B, T). index (B,): rows of one uid are one group; prefix_mask (B, T):
+    tokens of the demonstration; entropy (B, T): of the policy that sampled, nats."""
     own = response_mask.bool()
     prefix = torch.zeros_like(own) if prefix_mask is None else prefix_mask.bool() & own
-    reward, hybrid = token_level_rewards.sum(-1), prefix.any(-1)                                 # (B,)
+    reward, hybrid = token_level_rewards.sum(-1), prefix.any(-1)                     # (B,)
     own_adv, prefix_adv = torch.zeros_like(reward), torch.zeros_like(reward)
     for uid in set(index):
-        group = torch.tensor([i for i, other in enumerate(index) if other == uid])               # groups need not be of one size
-        own_adv[group], prefix_adv[group] = (a[0] for a in advantages(reward[group][None], hybrid[group][None]))
+        group = [i for i, other in enumerate(index) if other == uid]                # groups need not be of one size
+        own_adv[group], prefix_adv[group] = (a[0] for a in advantages(reward[None, group], hybrid[None, group]))
     adv = torch.where(prefix, prefix_adv[:, None], own_adv[:, None]) * own
     adv = adv if prefix_mask is None else entropy_clip(adv, prefix, entropy)
     return adv, adv
@@ -29,10 +30,10 @@ def prefix_rft_advantage(token_level_rewards, response_mask, index, config=None,
 
 @register_policy_loss("prefix_rft")
 def prefix_rft_loss(old_log_prob, log_prob, advantages, response_mask, loss_agg_mode="", config=None, rollout_is_weights=None):
-    """PPO's clipped sum over (sequences of the step * loss_scale_factor), whatever loss_agg_mode says. Returns (scalar, metrics)."""
+    """PPO's clipped sum over (sequences of the step * loss_scale_factor), whatever loss_agg_mode. -> scalar, metrics."""
     adv = advantages if rollout_is_weights is None else advantages * rollout_is_weights
-    step = config.global_batch_info                                                              # counted by verl before micro-batching
-    denom = step["global_batch_size"] * config.loss_scale_factor / step["dp_size"]               # gradients are averaged over dp_size GPUs
+    step = config.global_batch_info                                                 # counted before micro-batching
+    denom = step["global_batch_size"] * config.loss_scale_factor / step["dp_size"]  # GPUs average their gradients
     loss, metrics = policy_loss(log_prob, old_log_prob, adv, response_mask.bool(), denom, config.clip_ratio)
     return loss, {"actor/pg_clipfrac": metrics["clip_share"], "actor/ratio": metrics["ratio"]}
 

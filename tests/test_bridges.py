@@ -3,7 +3,9 @@
 import ast
 import copy
 import importlib.util
+import json
 import math
+import subprocess
 import sys
 import types
 from functools import partial
@@ -79,6 +81,24 @@ def test_trainer_takes_our_step_for_every_micro_batching(tiny_checkpoint, tmp_pa
     trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch: idft.compute_loss(outputs, labels, loss=loss) / 4
     trainer.train()
     assert not close(change(model, theirs), ours)
+
+
+def test_two_processes_take_the_step_of_one(tiny_checkpoint, tmp_path):
+    """The command lines of the bridges, on two CPU processes: their gradients are averaged, the result must be the same step."""
+    pytest.importorskip("accelerate")
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(problem) + "\n" for problem in UNEQUAL))
+    flags = ["--max_steps", 1, "--max_grad_norm", 0, "--optim", "sgd", "--learning_rate", 1.0, "--lr_scheduler_type", "constant", "--use_cpu",
+             "--report_to", "none", "--save_strategy", "no", "--ddp_backend", "gloo", "--gradient_accumulation_steps", 2, "--per_device_train_batch_size", 2]
+    model, tokenizer = load_model(tiny_checkpoint, CPU)
+    ours = own_change(model, tokenizer, "idft")
+    for name in ["trainer"] + ["trl_sft"] * (importlib.util.find_spec("trl") is not None):
+        more = ["--bf16", "False", "--gradient_checkpointing", "False"] * (name == "trl_sft")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", f"bridges.{name}",
+                   tiny_checkpoint, data, "--output_dir", tmp_path / name, *flags, *more]
+        subprocess.run([str(word) for word in command], cwd=ROOT, check=True, capture_output=True, timeout=300)
+        trained, _ = load_model(str(tmp_path / name), CPU)
+        assert close(change(model, trained), ours)
 
 
 @pytest.mark.filterwarnings("ignore")
