@@ -306,13 +306,13 @@ def compare_texts(rewriter, problems, flags):
     kinds |= {f"hinted, beta {beta:g}": rewriter.hinted(problems, beta) for beta in flags.betas}
     kinds[f"own, T {flags.temperature:g}"] = rewriter.own(problems, 1, flags.temperature, flags.top_p)
     kinds["own, T 1"] = rewriter.own(problems, 1, 1.0)
-    print(f"\n{'':20} mean phi   phi>-1   phi>-3   phi>-5   right   tokens")
+    print(f"\n{'':20} mean phi  phi>-1  phi>-3  phi>-5   right   tokens")
     for name, rows in kinds.items():
-        tokens = np.array([row["tokens"] for row in rows])
-        numbers = [(np.array([row[key] for row in rows]) * tokens).sum() / tokens.sum()
-                   for key in ("mean_phi", "phi>-1", "phi>-3", "phi>-5")]
-        table[name] = [*numbers, len(kept(rows)) / len(rows), tokens.mean()]
-        print(f"{name:20} {{:+8.3f}} {{:8.3f}} {{:8.3f}} {{:8.3f}} {{:7.3f}} {{:8.1f}}".format(*table[name]))
+        tokens = [row["tokens"] for row in rows]
+        table[name] = {key: float(np.average([row[key] for row in rows], weights=tokens))
+                       for key in ("mean_phi", "phi>-1", "phi>-3", "phi>-5")}
+        table[name] |= {"right": len(kept(rows)) / len(rows), "tokens": sum(tokens) / len(rows)}
+        print("{:20} {:+8.3f} {:7.3f} {:7.3f} {:7.3f} {:7.3f} {:8.1f}".format(name, *table[name].values()))
     return table
 
 

@@ -370,7 +370,7 @@ def test_texts_are_compared(tmp_path, capsys):
     hd.main(flags("--problems", 24, "--betas", 0, 1e6, "--out", tmp_path / "run"))
     table = json.loads((tmp_path / "run/summary.json").read_text())["table"]
     assert list(table) == ["demonstrations", "hinted, beta 0", "hinted, beta 1e+06", "own, T 0.3", "own, T 1"]
-    phi, right = ({name: row[i] for name, row in table.items()} for i in (0, 4))
+    phi, right = ({name: row[key] for name, row in table.items()} for key in ("mean_phi", "right"))
     assert phi["demonstrations"] < phi["hinted, beta 0"] < 0.1 and right["demonstrations"] == 1
     assert right["hinted, beta 1e+06"] < 0.5 < right["hinted, beta 0"]         # the plain stream alone is lost
     assert "demonstrations" in capsys.readouterr().out
