@@ -16,14 +16,14 @@ from reward import reward
 def prefix_rft_advantage(token_level_rewards, response_mask, index, config=None, prefix_mask=None, entropy=None, **_):
     """Advantage and return of every token, both (B, T). index (B,): rows of one uid are one group; prefix_mask (B, T):
     tokens of the demonstration; entropy (B, T): of the policy that sampled, nats."""
-    own = response_mask.bool()
-    prefix = torch.zeros_like(own) if prefix_mask is None else prefix_mask.bool() & own
-    reward, hybrid = token_level_rewards.sum(-1), prefix.any(-1)                     # (B,)
-    own_adv, prefix_adv = torch.zeros_like(reward), torch.zeros_like(reward)
+    tokens = response_mask.bool()
+    prefix = torch.zeros_like(tokens) if prefix_mask is None else prefix_mask.bool() & tokens
+    score, hybrid = token_level_rewards.sum(-1), prefix.any(-1)                     # (B,)
+    own_adv, prefix_adv = torch.zeros_like(score), torch.zeros_like(score)
     for uid in set(index):
         group = [i for i, other in enumerate(index) if other == uid]                # groups need not be of one size
-        own_adv[group], prefix_adv[group] = (a[0] for a in advantages(reward[None, group], hybrid[None, group]))
-    adv = torch.where(prefix, prefix_adv[:, None], own_adv[:, None]) * own
+        own_adv[group], prefix_adv[group] = (a[0] for a in advantages(score[None, group], hybrid[None, group]))
+    adv = torch.where(prefix, prefix_adv[:, None], own_adv[:, None]) * tokens
     adv = adv if prefix_mask is None else entropy_clip(adv, prefix, entropy)
     return adv, adv
 

@@ -138,60 +138,69 @@ def curves(runs, keys):
     return page(y + 270, f"{', '.join(keys)} of {', '.join(Path(run).resolve().name for run in runs)}", parts)
 
 
-def bars(path, key, by, title):
-    """The SVG of row[key], a bar for each value of row[by], in the order of the file."""
+def bars(path, key, by, title, only=()):
+    """The SVG of row[key], a bar for each value of row[by], in the order of `only` or, if it is empty, of the file."""
     arms = {}
     rows = [row for row in read(path) if row.get(key) is not None]
     for row, value in zip(rows, numbers(path, rows, key)):
         arms.setdefault(", ".join(str(row.get(name)) for name in by), []).append(value)
     if not arms:
         raise missing(f"--key {key}", read(path))
+    absent = [arm for arm in only if arm not in arms]
+    if absent:
+        raise InputError(f"--only {absent[0]}: {path} has no such bar, it has {'; '.join(arms)}")
+    arms = {arm: arms[arm] for arm in only or arms}
     marks = ticks(0, max(map(max, arms.values())))
     left, right, top, bottom = 16 + CHAR * max(map(len, arms)), WIDTH - 100, 50, 50 + 30 * len(arms)
     at = lambda value: left + (right - left) * min(max(value, 0), marks[-1]) / marks[-1]
     parts = [text(left, 20, title or key)]
     for mark in marks:
         parts += [line([(at(mark), top), (at(mark), bottom)]), text(at(mark), bottom + 18, f"{mark:.4g}", "middle", 12)]
-    parts += [line([(at(GUESSING), top), (at(GUESSING), bottom)], FLOOR, 1.5, 'stroke-dasharray="4 3"'),
-              text(at(GUESSING) + 4, top - 6, "guessing, 1/24", size=12, colour=FLOOR)]
+    if key.startswith("toy-") or key == "pass@1":
+        parts += [line([(at(GUESSING), top), (at(GUESSING), bottom)], FLOOR, 1.5, 'stroke-dasharray="4 3"'),
+                  text(at(GUESSING) + 4, top - 6, "guessing, 1/24", size=12, colour=FLOOR)]
     for i, (arm, values) in enumerate(arms.items()):
         y, mean, std = top + 15 + 30 * i, statistics.fmean(values), statistics.stdev(values) if values[1:] else 0
-        width = at(mean) - left
-        parts += [text(left - 8, y + 4, arm, "end"), text(right + 12, y + 4, f"{mean:.2f}" + f" ± {std:.2f}" * bool(values[1:])),
+        width, said = at(mean) - left, f"{mean:.2f} ± {std:.2f}" if values[1:] else f"{mean:.2f}"
+        parts += [text(left - 8, y + 4, arm, "end"), text(right + 12, y + 4, said),
                   f'<rect x="{left}" y="{y - 8}" width="{width:.1f}" height="16" fill="{COLOURS[0]}" fill-opacity="0.5"/>']
         if values[1:]:
             ends = at(mean - std), at(mean + std)
             parts += [line([(x0, y - h), (x1, y + h)], COLOURS[0], 2, "") for x0, x1, h in
                       ((*ends, 0), (ends[0], ends[0], 5), (ends[1], ends[1], 5))]
         parts += [f'<circle cx="{at(value):.1f}" cy="{y}" r="2.5" fill="{DOT}"/>' for value in values]
-    return page(bottom + 28, f"{key}: " + ", ".join(f"{arm} {statistics.fmean(values):.2f}" for arm, values in arms.items()), parts)
+    means = ", ".join(f"{arm} {statistics.fmean(values):.2f}" for arm, values in arms.items())
+    return page(bottom + 28, f"{key}: {means}", parts)
+
+
+def error(message):
+    raise InputError(message)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    one, other = kinds.add_parser("curves", allow_abbrev=False), kinds.add_parser("bars", allow_abbrev=False)
-    one.add_argument("runs", nargs="+", help="directories with a metrics.jsonl")
-    one.add_argument("--keys", nargs="+", default=list(TITLES), help="what to draw, a panel each")
-    other.add_argument("file", help="the compare.jsonl of prefix_rft.py or idft.py --compare")
-    other.add_argument("--key", default="toy-hard", help="what to draw: toy-hard, toy-longer, toy-easy, pass@1, pass@8")
-    other.add_argument("--by", nargs="+", default=["arm"], help="what names a bar: arm, or loss wrong")
-    other.add_argument("--title", default="", help="written above the bars instead of --key")
-    for kind in (parser, one, other):
-        def error(message):
-            raise InputError(message)
-        kind.error = error
-    for kind in (one, other):
+    lines, rows = kinds.add_parser("curves", allow_abbrev=False), kinds.add_parser("bars", allow_abbrev=False)
+    lines.add_argument("runs", nargs="+", help="directories with a metrics.jsonl")
+    lines.add_argument("--keys", nargs="+", default=list(TITLES), help="what to draw, a panel each")
+    rows.add_argument("file", help="the compare.jsonl of prefix_rft.py or idft.py --compare")
+    rows.add_argument("--key", default="toy-hard", help="what to draw: toy-hard, toy-longer, toy-easy, pass@1, pass@8")
+    rows.add_argument("--by", nargs="+", default=["arm"], help="what names a bar: arm, or loss wrong")
+    rows.add_argument("--only", nargs="+", default=[], help="draw these bars, in this order; none given: all")
+    rows.add_argument("--title", default="", help="written above the bars instead of --key")
+    for kind in (lines, rows):
         kind.add_argument("--out", required=True, help="the SVG file")
+    parser.error = lines.error = rows.error = error
     try:
         flags = parser.parse_args()
         if flags.kind == "curves" and len(flags.runs) > len(COLOURS):
             raise InputError(f"{len(flags.runs)} runs are too many for one picture, give at most {len(COLOURS)}")
-        svg = curves(flags.runs, flags.keys) if flags.kind == "curves" else bars(flags.file, flags.key, flags.by, flags.title)
+        svg = (curves(flags.runs, flags.keys) if flags.kind == "curves" else
+               bars(flags.file, flags.key, flags.by, flags.title, flags.only))
         Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
         Path(flags.out).write_text(svg, encoding="utf-8")
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as fault:
+        print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
 
 

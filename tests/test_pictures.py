@@ -111,6 +111,9 @@ def test_bars_by_other_names_and_beyond_one(tmp_path):
     rows = [{"loss": loss, "wrong": wrong, "nll": 3.0 + wrong} for loss in ("sft", "idft") for wrong in (0.0, 0.3)]
     _, texts, rects, _ = shapes(draw.bars(write(tmp_path / "c.jsonl", rows), "nll", ["loss", "wrong"], ""))
     assert [node.text for node in texts if node.get("text-anchor") == "end"] == ["sft, 0.0", "sft, 0.3", "idft, 0.0", "idft, 0.3"]
+    some = ["idft, 0.3", "sft, 0.0"]
+    chosen = shapes(draw.bars(tmp_path / "c.jsonl", "nll", ["loss", "wrong"], "", some))[1]
+    assert [node.text for node in chosen if node.get("text-anchor") == "end"] == some
     x_of = scale(texts, "middle", "x")
     assert [x_of(float(r.get("x")) + float(r.get("width"))) for r in rects] == pytest.approx([3, 3.3, 3, 3.3], abs=0.02)
 
@@ -152,6 +155,7 @@ GOOD = {"step": 1, "reward": 0.5, "reward_hybrid": 0.5, "prefix_share": 0.5}
     (json.dumps(GOOD), ["curves"] + ["run"] * 9, "at most 8"),
     ('{"arm": "sft", "valid": 1}', ["bars", "run/metrics.jsonl"], "--key toy-hard"),
     ('{"arm": "sft", "toy-hard": []}', ["bars", "run/metrics.jsonl"], "toy-hard"),
+    ('{"arm": "sft", "toy-hard": 1}', ["bars", "run/metrics.jsonl", "--only", "dft"], "sft"),
     ("", ["bars", "run"], "run"),
     ("", ["pies", "run"], "pies"),
     ("", ["curves", "run", "--size", "3"], "--size"),
