@@ -25,7 +25,6 @@ import copy
 import hashlib
 import inspect
 import time
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -99,42 +98,22 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0):
 # ---- the slab, and the attention that reads it -------------------------------------------------------------------------
 
 class Slab:
-    """Keys and values of all rows: a layer has a pair of (rows, kv heads, columns, dim), and where to write next.
+    """Keys and values: for every layer a pair of (rows, kv heads, columns, dim), column c of a row for its token c.
 
-    The model is called either to read prompts (`prefill`: row i of the batch fills row rows[i] of the slab from column
-    0 on) or to read one token a row (`decode`: row i writes column pos[i] and looks at the first `reach` columns).
+    The model is called either to read prompts (`prefill`: row i of the batch fills row target[i] of the slab, from
+    column 0 on) or to read a token a row (`decode`: row i fills column pos[i] and looks at the first `reach` columns).
     """
 
     def __init__(self, rows, columns):
-        self.rows, self.columns, self.layers = rows, columns, {}    # layer -> (keys, values), made when first seen
-        self.varlen = VARLEN
-        self.calls = None                                           # a list while `examine` looks on
+        self.rows, self.columns, self.layers, self.varlen = rows, columns, {}, VARLEN
 
     def prefill(self, target):
         self.target, self.pos = target, None
         return self
 
     def decode(self, pos, reach):
-        self.pos, self.reach, self.views = pos, reach, {}
-        self.target = torch.arange(len(pos), device=pos.device)
+        self.pos, self.reach, self.seen = pos, reach, {}
         return self
-
-    def room(self, like, columns):
-        """Zeros (rows, kv heads, columns, dim). varlen_attn wants a row's tokens side by side, matmul wants a head's."""
-        _, heads, _, dim = like.shape
-        if self.varlen:
-            return like.new_zeros(self.rows, columns, heads, dim).transpose(1, 2)
-        return like.new_zeros(self.rows, heads, columns, dim)
-
-    def grow(self, columns, spare=0):
-        """Make room for `columns` in every layer. On the CPU a slab is hardly wider than what attention reads: memory
-        that is read in one piece comes twice as fast."""
-        if columns > self.columns:
-            for pair in self.layers.values():
-                for i, old in enumerate(pair):
-                    pair[i] = self.room(old, columns + spare)
-                    pair[i][:, :, :self.columns] = old
-            self.columns = columns + spare
 
     def attend(self, layer, q, k, v, scale, window):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
@@ -147,46 +126,53 @@ class Slab:
         if self.pos is None:
             keys[self.target, :, :T], values[self.target, :, :T] = k, v
             k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-            band = self.band(T, window, q.device) if window and window < T else None
+            band = None         # (T, T) bool: query t may look at the columns t - window < c <= t
+            if window and window < T:
+                band = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - window)
             return F.scaled_dot_product_attention(q, k, v, band, is_causal=band is None, scale=scale).transpose(1, 2)
-        keys[self.target, :, self.pos], values[self.target, :, self.pos] = k[:, :, 0], v[:, :, 0]
-        # The heads of a group become query positions: keys and values are read once, never repeated.
-        q = q.view(B, -1, group, q.shape[3])
+        at = self.pos[:, None, None, None]
+        keys.scatter_(2, at.expand_as(k), k), values.scatter_(2, at.expand_as(v), v)        # row i, column pos[i]
+        if window not in self.seen:                                 # once a step for all layers with this window
+            self.seen[window] = self.spans(window) if self.varlen else self.bias(window, q.dtype)
+        q = q.view(B, -1, group, q.shape[3])    # a group becomes query positions: its keys are read once, not repeated
         if self.varlen:
-            start, used, cu_q = self.view(window, self.spans)
-            flat = [x.transpose(1, 2).flatten(0, 1) for x in (keys, values)]    # (rows * columns, kv heads, dim)
+            start, used, cu_q = self.seen[window]
+            flat = [x.transpose(1, 2).flatten(0, 1) for x in (keys, values)]                # (rows * columns, ...)
             out = varlen_attn(q.transpose(1, 2).flatten(0, 1), *flat, cu_q * group, start, group, self.columns,
-                              scale=scale, seqused_k=used)
-            out = out.view(B, group, -1, out.shape[-1]).transpose(1, 2)
+                              scale=scale, seqused_k=used).view(B, group, -1, v.shape[3]).transpose(1, 2)
         else:
             keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
-            out = F.scaled_dot_product_attention(q, keys, values, self.view(window, self.live).to(q.dtype), scale=scale)
+            out = F.scaled_dot_product_attention(q, keys, values, self.seen[window], scale=scale)
         return out.reshape(B, 1, heads, -1)
 
-    def view(self, window, make):
-        """What rows may look at under a window; made once a step and shared by the layers."""
-        if window not in self.views:
-            self.views[window] = make(self.pos, window)
-        return self.views[window]
-
-    def live(self, pos, window):
+    def bias(self, window, dtype):
         """(B, 1, 1, reach), added to the scores: 0 on the columns pos - window < c <= pos, -inf on the others."""
-        c = torch.arange(self.reach, device=pos.device)
-        dead = c > pos[:, None]
-        if window:
-            dead |= c <= pos[:, None] - window
-        return torch.zeros(dead.shape, device=pos.device).masked_fill_(dead, -torch.inf)[:, None, None]
+        c, pos = torch.arange(self.reach, device=self.pos.device), self.pos[:, None]
+        unseen = (c > pos) | (c <= pos - window) if window else c > pos
+        return torch.zeros(unseen.shape, dtype=dtype, device=c.device).masked_fill_(unseen, -torch.inf)[:, None, None]
 
-    def spans(self, pos, window):
-        """The same for varlen_attn: where each row's columns start in the flat slab, how many they are, and 0..B."""
-        first = (pos + 1 - window).clamp_min(0) if window else torch.zeros_like(pos)
-        start = F.pad(self.target * self.columns + first, (0, 1), value=self.rows * self.columns)
-        return start.int(), (pos + 1 - first).int(), torch.arange(len(pos) + 1, device=pos.device, dtype=torch.int32)
+    def spans(self, window):
+        """The same for varlen_attn: where a row's columns start in the flat slab (B + 1), how many (B), and 0..B."""
+        first = (self.pos + 1 - window).clamp_min(0) if window else torch.zeros_like(self.pos)
+        rows = torch.arange(len(first) + 1, device=first.device, dtype=torch.int32)
+        return (rows * self.columns + F.pad(first, (0, 1))).int(), (self.pos + 1 - first).int(), rows
 
-    def band(self, T, window, device):
-        """(T, T) bool for a prompt: query t may look at columns t - window < c <= t."""
-        t = torch.arange(T, device=device)
-        return (t <= t[:, None]) & (t > t[:, None] - window)
+    def room(self, like, columns):
+        """Zeros (rows, kv heads, columns, dim). varlen_attn wants a row's tokens side by side, matmul wants a head's."""
+        _, heads, _, dim = like.shape
+        if self.varlen:
+            return like.new_zeros(self.rows, columns, heads, dim).transpose(1, 2)
+        return like.new_zeros(self.rows, heads, columns, dim)
+
+    def grow(self, columns, spare=0):
+        """Make room for `columns`. Outside CUDA graphs the slab is hardly wider than what attention reads, and is read
+        whole: memory that comes in one piece comes twice as fast."""
+        if columns > self.columns:
+            for pair in self.layers.values():
+                for i, old in enumerate(pair):
+                    pair[i] = self.room(old, columns + spare)
+                    pair[i][:, :, :self.columns] = old
+            self.columns = columns + spare
 
     def copy(self, source, target, columns):
         """The first columns of the rows `source` (list) into the rows `target` (list), in every layer."""
@@ -203,8 +189,6 @@ class Slab:
 
 def slab_attention(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **options):
     """What every attention layer of the model calls instead of its own; `slab` is a keyword of the model's forward."""
-    if slab.calls is not None:
-        slab.calls.append((module.layer_idx, sliding_window, attention_mask, options))
     return slab.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
@@ -230,15 +214,11 @@ def attention(model, name):
             module.training = mode
 
 
-HARMLESS = {"dropout", "is_causal", "position_ids", "position_embeddings", "cache_position", "use_cache",
-            "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
-
-
 def examine(model):
     """ValueError, naming the model and the cause, if the slab cannot serve it.
 
-    First what the config and the calls say, since softly wrong attention hides in a small random model; then the proof:
-    a few tokens read through the slab must give the logits of the model's own forward.
+    First what the config and the calls of its layers say, since slightly wrong attention hides in a small random model;
+    then the proof: a few tokens read through the slab must give the logits of the model's own forward.
     """
     def refuse(cause):
         raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}")
@@ -247,42 +227,42 @@ def examine(model):
     kinds = getattr(config, "layer_types", None) or []
     if odd := set(kinds) - {"full_attention", "sliding_attention"}:
         refuse(f"layers of type {', '.join(sorted(odd))}")
-    for module in model.modules():
-        rope = getattr(module, "rope_type", None)
-        if odd := {"dynamic", "longrope"} & set(rope.values() if isinstance(rope, dict) else [rope]):
-            refuse(f"{odd.pop()} rope, whose frequencies depend on the longest row of a batch")
-    rows, columns = 4, 8
-    slab = Slab(rows, columns)
-    at = torch.arange(columns, device=model.device).expand(rows, columns)
-    ids = (at * 37 + at[0, :rows, None] * 101 + 11) % model.get_input_embeddings().num_embeddings
+    ropes = [getattr(module, "rope_type", None) for module in model.modules()]
+    if odd := {"dynamic", "longrope"} & {kind for r in ropes for kind in (r.values() if isinstance(r, dict) else [r])}:
+        refuse(f"{odd.pop()} rope, whose frequencies depend on the longest row of a batch")
+
+    at = torch.arange(8, device=model.device).expand(4, 8)
+    ids = (at * 37 + at[:1, :4].T * 101 + 11) % model.get_input_embeddings().num_embeddings
     with attention(model, "eager"):
         want = model(input_ids=ids, use_cache=False).logits[:, -1].float()
     calls = []
-    with attention(model, "slab"):
-        try:
-            for part, ready in ((slice(0, -1), slab.prefill(at[0, :rows])), (slice(-1, None), None)):
-                slab.calls = []
-                ready = ready or slab.decode(at[:, -1], columns)
-                got = model(input_ids=ids[:, part], position_ids=at[:, part], use_cache=False, slab=ready).logits[:, -1]
-                calls.append(slab.calls)
-        except Exception as error:
-            refuse(f"its attention does not go through transformers.AttentionInterface ({error})")
-    layers = list(range(config.num_hidden_layers))
-    sliding = ([kind == "sliding_attention" for kind in kinds] or
-               [bool(getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))] * len(layers))
-    if any([layer for layer, *_ in call] != layers for call in calls):
-        refuse("not every layer is one call of the attention interface")
-    for layer, window, mask, options in calls[1]:
-        odd = [k for k, v in options.items() if k not in HARMLESS and v is not None and v is not False]
-        if odd or mask is not None:
-            refuse(f"attention with {', '.join(odd) or 'a mask of its own'}")
-        if sliding[layer] != (window is not None):
-            refuse(f"layer {layer} is called with sliding_window={window}, its config says otherwise")
+
+    def watched(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **options):
+        odd = {k for k, v in options.items() if v is not None and v is not False} - {"dropout", "position_ids", "is_causal"}
+        calls.append((module.layer_idx, sliding_window, odd | {"a mask of its own"} if attention_mask is not None else odd))
+        return slab_attention(module, query, key, value, attention_mask, slab, scaling, sliding_window)
+
+    AttentionInterface.register("slab, watched", watched)
+    slab = Slab(4, 8)
+    try:
+        with attention(model, "slab, watched"):
+            model(input_ids=ids[:, :-1], position_ids=at[:, :-1], use_cache=False, slab=slab.prefill(at[0, :4]))
+            got = model(input_ids=ids[:, -1:], position_ids=at[:, -1:], use_cache=False, slab=slab.decode(at[:, -1], 8))
+    except Exception as error:
+        refuse(f"its attention does not go through transformers.AttentionInterface ({error})")
+    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    slides = [kind == "sliding_attention" for kind in kinds] or [bool(slides)] * config.num_hidden_layers
+    if [layer for layer, _, _ in calls] != 2 * list(range(config.num_hidden_layers)):
+        refuse("not every layer is one call of transformers.AttentionInterface")
+    for layer, window, odd in calls:
+        if odd:
+            refuse(f"attention with {', '.join(odd)}")
+        if slides[layer] != (window is not None):
+            refuse(f"layer {layer} attends with sliding_window={window}, against its config")
     # The median row: a mixture of experts in bf16 may route a token of one row differently, a wrong model errs in all.
-    error = ((got.float() - want).abs().amax(-1) / want.abs().amax(-1)).median()
-    if not error < (1e-4 if want.device.type == "cpu" and model.dtype == torch.float32 else 5e-2):
+    error = ((got.logits[:, -1].float() - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)).median()
+    if not error < (1e-4 if model.device.type == "cpu" and model.dtype == torch.float32 else 5e-2):
         refuse(f"its logits through the slab are off by {error:.1e} of their size")
-    return slab
 
 
 # ---- the sampler ---------------------------------------------------------------------------------------------------------
@@ -408,11 +388,12 @@ class Sampler:
             ahead = min(self.every, max(jobs[r][1] - length[r] for r in busy))
             reach = min(self.length, max(max(map(len, jobs[r][0])) + length[r] for r in busy) + ahead)
             self.slab.grow(reach, spare=max(28, reach // 8))
-            step = self.tensor([length[r] for r in busy]) + torch.arange(ahead, device=stop.device)[:, None]
-            u = uniform(self.tensor([jobs[r][2] for r in busy]), step)                  # (ahead, B)
+            rows, start, key = self.tensor([[r, length[r], jobs[r][2]] for r in busy]).T
+            step = start + torch.arange(ahead, device=stop.device)[:, None]             # (ahead, B)
+            u = uniform(key, step)
             block = [self.advance(reach, step[i], u[i], how, combine) for i in range(ahead)]
             for x, values in zip(out, zip(*block)):
-                x[self.tensor(busy), step] = torch.stack(values)
+                x[rows, step] = torch.stack(values)
             tokens = torch.stack([token for token, *_ in block])
             clear = ((tokens[..., None] == stop).any(-1).cumsum(0) == 0).sum(0).tolist()     # tokens before a stop:
             for r, count in zip(busy, clear):                                           # the one wait for the device
@@ -494,7 +475,7 @@ class Sampler:
         """One token (B,) for every live slot, with its logp and entropy. Nothing here waits for the device."""
         B = len(u)
         last, pos = self.last[:B], self.pos[:B]
-        logits = (self.forward if self.graphs is None else self.replay)(B, reach).float()
+        logits = (self.forward(B, self.slab.columns) if self.graphs is None else self.replay(B, reach)).float()
         if combine:
             logits, self.state = combine(logits, last[:, 0].clone(), step, self.state)
         else:
@@ -507,7 +488,7 @@ class Sampler:
     def forward(self, B, reach):
         """Logits (B, streams, V) of the tokens that follow `last`."""
         ids, pos = self.last[:B].view(-1, 1), self.pos[:B].view(-1, 1)
-        slab = self.slab.decode(pos[:, 0], self.slab.columns if self.graphs is None else reach)
+        slab = self.slab.decode(pos[:, 0], reach)
         return self.model(input_ids=ids, position_ids=pos, use_cache=False, slab=slab).logits.view(B, self.streams, -1)
 
     def replay(self, B, reach):
