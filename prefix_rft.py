@@ -289,7 +289,8 @@ def describe(rows, flags, step):
 def prepare(tokenizer, problems, demo_share, seed):
     """Problems with "prompt" (ids) and "demos" (lists of ids); all but a random share of the problems lose theirs."""
     order = np.random.default_rng((seed, 0xDE30)).permutation(len(problems))
-    with_demos, ready = set(order[:round(demo_share * len(problems))].tolist()), []
+    count = math.ceil(demo_share * len(problems) - 1e-6)                            # above 0: at least one
+    with_demos, ready = set(order[:count].tolist()), []
     for i, problem in enumerate(problems):
         solution = problem["solution"] if i in with_demos else None
         texts = solution if isinstance(solution, list) else [solution] if solution else []
