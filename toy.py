@@ -30,9 +30,9 @@ gives 0.042:
 
     split    operations                                        greedy           temperature 1    opens with `think`
     train    4 to 7       what training sees
-    hard     4 to 7       held out: no problem is in both      0.044 +- 0.008   0.038 +- 0.004   0.024 +- 0.010
-    longer   8 to 9       longer than any training problem     0.034 +- 0.006   0.035 +- 0.004   0.032 +- 0.018
-    easy     1 to 2       shows what training forgets          0.998 +- 0.005   0.607 +- 0.085   0.787 +- 0.066
+    hard     4 to 7       held out: no problem is in both      0.037 +- 0.011   0.041 +- 0.003   0.025 +- 0.010
+    longer   8 to 9       longer than any training problem     0.046 +- 0.013   0.037 +- 0.005   0.026 +- 0.015
+    easy     1 to 2       shows what training forgets          0.997 +- 0.007   0.599 +- 0.084   0.772 +- 0.060
 
     python toy.py         print the four kinds of text, pre-train the base, show what it would write
 """
