@@ -233,12 +233,12 @@ def backward(model, b, indices, tokens, adv, old_logp, denom, flags):
 def update(model, optimizer, rows, flags, generator):
     """--epochs passes of --mini_batches optimizer steps over a batch of rollouts; the same for every --micro_tokens."""
     b = to_tensors(rows, flags, model.device)
-    has_loss = (b["adv"] != 0) | (b["prefix"] & (flags.prefix_loss == "sft"))
-    ranked = b["prefix"] | (b["own"] & (flags.own_keep < 1))                        # by entropy, also at advantage 0
-    live, read = (wanted.any(1).nonzero()[:, 0].tolist() for wanted in (has_loss, has_loss | ranked))
+    has_loss = ((b["adv"] != 0) | (b["prefix"] & (flags.prefix_loss == "sft"))).any(1)
+    ranked = (b["prefix"] | (b["own"] & (flags.own_keep < 1))).any(1)               # by entropy, also at advantage 0
+    live, idle = (which.nonzero()[:, 0].tolist() for which in (has_loss, ranked & ~has_loss))
     old_logp, entropy = torch.zeros_like(b["adv"]), torch.zeros_like(b["adv"])
     with torch.no_grad():                                                           # the policy that sampled
-        for group, T in pieces(b, read, flags):
+        for group, T in [*pieces(b, live, flags), *pieces(b, idle, flags)]:         # live ones as below: ratio 1
             old_logp[group, :T - 1], entropy[group, :T - 1] = policy_stats(model, b, group, T, flags)
 
     how = "none" if flags.prefix_loss in ("sft", "luffy") else flags.prefix_loss

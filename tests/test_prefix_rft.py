@@ -365,6 +365,9 @@ def test_without_hybrids_every_setting_is_rft():
 
 def test_the_clip_starts_to_work_with_the_second_step():
     model, rows = small_model(), hand_rows()
+    for micro_tokens in (10**6, 100):                                   # the first ratio is 1 to the last bit: no clip is too tight
+        moved, metrics = moved_by(model, rows, flags(clip_ratio=0.0, micro_tokens=micro_tokens))
+        assert metrics["clip_share"] == 0 and torch.equal(moved, moved_by(model, rows, flags(micro_tokens=micro_tokens))[0])
     shares = {(m, e): moved_by(model, rows, flags(mini_batches=m, epochs=e, lr=3.0))[1]["clip_share"]
               for m, e in ((1, 1), (5, 1), (1, 4))}
     assert shares[1, 1] == 0 and shares[5, 1] > 0 and shares[1, 4] > 0
