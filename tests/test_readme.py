@@ -1,6 +1,7 @@
 """Every command of the README runs: the scripts themselves, on a smaller toy, fewer steps, and a checkpoint made on the spot
 where the README names one of the Hub. And what it says of the files is so."""
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import hinted_decode
 import toy
 from eval import parse_flags
 
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()
             if re.match(r"python \w+\.py", line)]
-FEWER = {"steps": 2, "batch": 2, "problems": 8, "max_new_tokens": 48, "rounds": 2}
+FEWER = {"steps": 4, "batch": 2, "problems": 8, "max_new_tokens": 48}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,8 @@ def small_world(small_base, tiny_checkpoint, tmp_path, monkeypatch):
     problems = toy.problems
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(toy, "problems", lambda split, n=8, *rest, **more: problems(split, min(n, 8), *rest, **more))
-    monkeypatch.setattr(toy, "base_model", lambda seed=0: (__import__("copy").deepcopy(small_base[0]), small_base[1]))
+    monkeypatch.setattr(toy, "base_model", lambda seed=0: (copy.deepcopy(small_base[0]), small_base[1]))
+    monkeypatch.setattr(hinted_decode, "rewards", lambda texts, answers: [1.0] * len(texts))    # that base is never right
     row = {"problem": "What is 6 x 7?", "solution": "6 x 7 = 42, so \\boxed{42}.", "answer": "42"}
     Path("train.jsonl").write_text(3 * (json.dumps(row) + "\n"))
     return str(tiny_checkpoint)
@@ -50,21 +53,18 @@ def run_line(line, checkpoint, monkeypatch):
     for name in ("GRID", "SEEDS"):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, getattr(module, name)[:1])
-    given = {word.removeprefix("--") for word in argv if word.startswith("--")}
-    names = {field.name for field in dataclasses.fields(flags)} - given
+    names = {field.name for field in dataclasses.fields(flags)}
     module.main(dataclasses.replace(flags, **{key: value for key, value in FEWER.items() if key in names}))
 
 
 def test_all_commands_run(small_world, monkeypatch, capsys):
-    order = sorted(COMMANDS, key=lambda line: "runs/" in line and "checkpoint" in line)        # those that read a run come last
     for line in ["python prefix_rft.py", "python eval.py", "python eval.py --model runs/prefix_rft/checkpoint --out runs/after",
-                 *order]:
-        if "--compare all" in line or line == "python sampler.py":
-            continue                                     # test_prefix_rft.py and test_sampler.py have these
-        if (line in ("python prefix_rft.py", "python eval.py") or "--out runs/after" in line) and Path("runs/after").exists():
-            continue
-        print(line)
-        run_line(line, small_world, monkeypatch)
+                 *COMMANDS]:
+        if "--compare all" not in line and line not in ("python sampler.py", "python hinted_decode.py --race --out runs/race"):
+            print(line)                                  # (those have tests of their own)
+            if "--data runs/retold" in line:             # the random model retold nothing that ended
+                Path("runs/retold/data.jsonl").write_text(Path("train.jsonl").read_text())
+            run_line(line, small_world, monkeypatch)
     assert "toy-hard" in capsys.readouterr().out
 
 
