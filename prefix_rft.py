@@ -263,7 +263,7 @@ def update(model, optimizer, rows, flags, generator):
     loss, clipped, tokens = totals.tolist()
     shares = {"prefix_grad": sum(prefix_norms) / max(sum(norms), 1e-12)} if prefix_norms else {}
     return {"loss": loss / max(1, len(norms)), "grad_norm": mean(norms) or 0.0, "updates": len(norms),
-            "update_tokens": tokens, "clip_share": clipped / max(1, tokens),
+            "update_tokens": int(tokens), "clip_share": clipped / max(1, tokens),
             "prefix_kept": kept / flags.epochs, **shares}
 
 
