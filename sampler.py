@@ -1,25 +1,25 @@
-"""Sampling from a language model, batched: the loop all four methods spend their time in.
+"""Sampling from a language model in batches: the loop in which all four methods spend their time.
 
-`model.generate` left-pads a batch, grows a cache by concatenation, and runs until its longest row is done. Here keys
-and values live in one preallocated slab (row, head, column, dim) where column c always holds token c of the row; the
-model's attention is replaced for the length of a call by one function that writes a column and attends to the columns
-before it; and a row that is done hands its slot to the next job. The samples are the same, the speed is not:
-`python sampler.py` runs the race.
+`model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row is done.
+Here the keys and values live in one slab in which column c of a row always holds its token c; for the length of
+a call the model's attention is replaced by one function that writes a column and attends to those before it;
+and a row that is done gives its slot to the next job. The samples are those of `generate`, in less time.
 
-    slot      one of `rows` places in the batch; a job (one sample of one prompt) occupies it until it is done
-    stream    with streams=2 a slot is two rows of the model, two contexts that are fed the same sampled tokens
-    pos       the column a row writes next = the position of the token it is fed
-    reach     the columns attention looks at: the longest live row, masked row by row
-    logp      log p(y_t), entropy: H[p_t], both of the temperature-scaled, untruncated distribution, in float32
+    job       one sample of one prompt; it becomes one row of the result
+    slot      one of `rows` places in the batch, which a job occupies until it is done
+    stream    with streams=2 a slot is two rows of the model: two contexts, fed the same sampled tokens
+    pos       the position of the token a row is fed, hence the column it writes
+    reach     how many columns attention looks at: those of the longest live row, masked for the others
+    logp      log p(y_t); entropy: H[p_t]; both of the temperature-scaled, untruncated distribution, in nats
 
-Randomness: sample j of a prompt is drawn by inverting the cumulative distribution at uniform numbers that depend only
-on (seed, prompt, j, step). So neither `rows`, nor the order of the prompts, nor the company they keep changes a sample
-(up to float rounding), and no generator is advanced.
+Randomness: sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j,
+step) and on nothing else. Neither `rows`, nor the order of the prompts, nor the company they keep changes a
+sample (as far as float rounding permits), and no generator is advanced.
 
-Left out: beam search, repetition penalties, paged attention, speculative decoding, more than one GPU.
+Left out: beam search, repetition penalties, paged or quantised caches, speculative decoding, several GPUs.
 
-    python sampler.py                    the race against generate, and the proof that both say the same
-    python sampler.py --device cuda      the same at 1.5B shape, with the roofline
+    python sampler.py                  the race against generate, and the proof that both say the same: a minute
+    python sampler.py --device cuda    also Qwen2.5-1.5B shape in bf16 against the roofline: some minutes
 """
 import copy
 import hashlib
@@ -32,32 +32,31 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, GenerationConfig, HfArgumentParser, Qwen2Config, Qwen2ForCausalLM
 
-try:                                    # flash attention that takes a length for every row: torch 2.12, perhaps sooner
+try:    # flash attention that is told how long every row is: in torch 2.12 and later, perhaps sooner
     from torch.nn.attention.varlen import varlen_attn
     VARLEN = {"seqused_k", "scale"} <= set(inspect.signature(varlen_attn).parameters)
 except ImportError:
     VARLEN = False
 
 
-# ---- one token -------------------------------------------------------------------------------------------------------
+# ---- one token ---------------------------------------------------------------------------------------------
 
-def mix64(x):
-    """Hash int64 -> int64, the finalizer of splitmix64 (Steele et al. 2014). Products wrap; >> is made logical."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+def row_key(seed, prompt, sample):
+    """The int64 under which sample number `sample` of a prompt draws its uniform numbers."""
+    digest = hashlib.blake2b(repr((int(seed), prompt, sample)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def uniform(key, step):
-    """One number in (0, 1) per row from its key (R,) and step (R,), both int64; 23 bits, so never 0 nor 1."""
-    bits = mix64(key + step * -0x61C8864680B583EB) >> 41 & 0x7FFFFF
-    return (bits + 0.5) * 2.0**-23
+    """Number `step` of splitmix64 seeded by `key` (int64 both), as a float in (0, 1).
 
-
-def row_key(seed, prompt, sample):
-    """The 64-bit name under which sample number `sample` of a prompt draws its uniform numbers."""
-    digest = hashlib.blake2b(repr((seed, prompt, sample)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+    Products wrap, and the masks make the arithmetic >> of int64 logical. 23 bits are kept: never 0, never 1.
+    """
+    x = key + step * -0x61C8864680B583EB
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    x = x ^ (x >> 31 & 0x1FFFFFFFF)
+    return ((x >> 41 & 0x7FFFFF) + 0.5) * 2.0**-23
 
 
 def truncate(p, top_k, top_p):
@@ -66,8 +65,8 @@ def truncate(p, top_k, top_p):
     p (R, V) -> p with zeros elsewhere, not renormalised.
     """
     V = p.shape[-1]
-    k = min(top_k, V) if top_k else V
-    if not top_k and not p.is_cuda:     # sorting a large vocabulary is slow, and the nucleus is small: look there first
+    k = min(top_k or V, V)
+    if not top_k and not p.is_cuda:     # sorting a vocabulary is slow, and a nucleus is small
         k = min(512, V)
         while k < V and (p.topk(k).values.sum(-1) < top_p).any():
             k = min(8 * k, V)
@@ -78,34 +77,40 @@ def truncate(p, top_k, top_p):
 
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0):
-    """Next tokens and what the distribution said of them.
+    """The next tokens, and what the distribution says of them.
 
-    logits (R, V) float32 and u (R,) -> token (R,) int64, logp (R,), entropy (R,). Temperature 0 takes the argmax; its
-    logp and entropy are those at temperature 1. top_k, then top_p, after temperature: the order of Hugging Face.
+    logits (R, V) float32, u (R,) in (0, 1) -> token (R,) int64, logp (R,), entropy (R,). Temperature, top_k and
+    top_p apply in this order, that of Hugging Face. Temperature 0 is argmax, with logp and entropy at 1.
     """
     log_p = (logits / temperature if temperature not in (0, 1) else logits).log_softmax(-1)
     p = log_p.exp()
-    entropy = torch.special.entr(p).sum(-1)                         # -p ln p, 0 at p = 0
-    if temperature == 0:
-        token = logits.argmax(-1)
-    else:
-        cdf = (truncate(p, top_k, top_p) if top_k or top_p < 1 else p).cumsum(-1)
-        token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(-1)
-        token = token.clamp_max(p.shape[-1] - 1)
+    entropy = torch.special.entr(p).sum(-1)                         # -p ln p, and 0 where p = 0
+    token = logits.argmax(-1)
+    if temperature:
+        kept = truncate(p, top_k, top_p) if top_k or top_p < 1 else p
+        cdf = kept.cumsum(-1)
+        found = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp_max(p.shape[-1] - 1)
+        # A parallel cumsum may rise by rounding where p is 0: such a token is not in the support.
+        token = torch.where(kept.gather(-1, found) > 0, found, token[:, None]).squeeze(-1)
     return token, log_p.gather(-1, token[:, None]).squeeze(-1), entropy
 
 
-# ---- the slab, and the attention that reads it -------------------------------------------------------------------------
+# ---- the slab, and the attention that reads it -------------------------------------------------------------
+
+def flash(k, v):
+    """Whether varlen_attn can read these keys and values."""
+    return VARLEN and k.is_cuda and k.dtype != torch.float32 and k.shape[3] == v.shape[3] <= 256
+
 
 class Slab:
-    """Keys and values: for every layer a pair of (rows, kv heads, columns, dim), column c of a row for its token c.
+    """Keys and values: for every layer a pair of (rows, kv heads, columns, dim).
 
-    The model is called either to read prompts (`prefill`: row i of the batch fills row target[i] of the slab, from
-    column 0 on) or to read a token a row (`decode`: row i fills column pos[i] and looks at the first `reach` columns).
+    The model is called either to read prompts (`prefill`: row i of the batch fills row target[i] of the slab,
+    from column 0 on) or to read one token a row (`decode`: row i fills column pos[i], looks at `reach` columns).
     """
 
     def __init__(self, rows, columns):
-        self.rows, self.columns, self.layers, self.varlen = rows, columns, {}, VARLEN
+        self.rows, self.columns, self.layers, self.varlen = rows, columns, {}, False
 
     def prefill(self, target):
         self.target, self.pos = target, None
@@ -118,10 +123,10 @@ class Slab:
     def attend(self, layer, q, k, v, scale, window):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
         if layer not in self.layers:
-            self.varlen &= k.is_cuda and k.dtype != torch.float32 and k.shape[3] == v.shape[3] <= 256
+            self.varlen = flash(k, v)
             self.layers[layer] = [self.room(x, self.columns) for x in (k, v)]
         keys, values = self.layers[layer]
-        B, heads, T, _ = q.shape
+        B, heads, T, dim = q.shape
         group = heads // k.shape[1]                                 # query heads that share one key head
         if self.pos is None:
             keys[self.target, :, :T], values[self.target, :, :T] = k, v
@@ -129,44 +134,48 @@ class Slab:
             band = None         # (T, T) bool: query t may look at the columns t - window < c <= t
             if window and window < T:
                 band = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - window)
-            return F.scaled_dot_product_attention(q, k, v, band, is_causal=band is None, scale=scale).transpose(1, 2)
+            out = F.scaled_dot_product_attention(q, k, v, band, is_causal=band is None, scale=scale)
+            return out.transpose(1, 2)
+
         at = self.pos[:, None, None, None]
-        keys.scatter_(2, at.expand_as(k), k), values.scatter_(2, at.expand_as(v), v)        # row i, column pos[i]
-        if window not in self.seen:                                 # once a step for all layers with this window
+        keys.scatter_(2, at.expand_as(k), k)                        # row i, column pos[i]
+        values.scatter_(2, at.expand_as(v), v)
+        if window not in self.seen:                                 # made once a step, shared by the layers
             self.seen[window] = self.spans(window) if self.varlen else self.bias(window, q.dtype)
-        q = q.view(B, -1, group, q.shape[3])    # a group becomes query positions: its keys are read once, not repeated
+        q = q.view(B, -1, group, dim)       # a group becomes query positions: its keys are read once
         if self.varlen:
-            start, used, cu_q = self.seen[window]
-            flat = [x.transpose(1, 2).flatten(0, 1) for x in (keys, values)]                # (rows * columns, ...)
-            out = varlen_attn(q.transpose(1, 2).flatten(0, 1), *flat, cu_q * group, start, group, self.columns,
-                              scale=scale, seqused_k=used).view(B, group, -1, v.shape[3]).transpose(1, 2)
+            start, used, rows = self.seen[window]
+            q, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, keys, values))      # (tokens, heads, dim)
+            out = varlen_attn(q, keys, values, rows * group, start, group, self.columns, scale=scale, seqused_k=used)
+            out = out.view(B, group, -1, dim).transpose(1, 2)
         else:
             keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
             out = F.scaled_dot_product_attention(q, keys, values, self.seen[window], scale=scale)
         return out.reshape(B, 1, heads, -1)
 
     def bias(self, window, dtype):
-        """(B, 1, 1, reach), added to the scores: 0 on the columns pos - window < c <= pos, -inf on the others."""
+        """(B, 1, 1, reach), added to the scores: 0 on the columns pos - window < c <= pos, -inf elsewhere."""
         c, pos = torch.arange(self.reach, device=self.pos.device), self.pos[:, None]
         unseen = (c > pos) | (c <= pos - window) if window else c > pos
-        return torch.zeros(unseen.shape, dtype=dtype, device=c.device).masked_fill_(unseen, -torch.inf)[:, None, None]
+        bias = torch.zeros(unseen.shape, dtype=dtype, device=c.device).masked_fill_(unseen, -torch.inf)
+        return bias[:, None, None]
 
     def spans(self, window):
-        """The same for varlen_attn: where a row's columns start in the flat slab (B + 1), how many (B), and 0..B."""
+        """The same for varlen_attn: where a row's columns start in the flat slab, how many they are; and 0..B."""
         first = (self.pos + 1 - window).clamp_min(0) if window else torch.zeros_like(self.pos)
         rows = torch.arange(len(first) + 1, device=first.device, dtype=torch.int32)
         return (rows * self.columns + F.pad(first, (0, 1))).int(), (self.pos + 1 - first).int(), rows
 
     def room(self, like, columns):
-        """Zeros (rows, kv heads, columns, dim). varlen_attn wants a row's tokens side by side, matmul wants a head's."""
+        """Zeros (rows, kv heads, columns, dim), for varlen_attn laid out with the heads of a token together."""
         _, heads, _, dim = like.shape
         if self.varlen:
             return like.new_zeros(self.rows, columns, heads, dim).transpose(1, 2)
         return like.new_zeros(self.rows, heads, columns, dim)
 
     def grow(self, columns, spare=0):
-        """Make room for `columns`. Outside CUDA graphs the slab is hardly wider than what attention reads, and is read
-        whole: memory that comes in one piece comes twice as fast."""
+        """Make room for `columns`. Without CUDA graphs the slab is as wide as it must be and is read whole: memory
+        that comes in one piece comes twice as fast."""
         if columns > self.columns:
             for pair in self.layers.values():
                 for i, old in enumerate(pair):
@@ -181,35 +190,36 @@ class Slab:
                 x[target, :, :columns] = x[source, :, :columns]
 
     def clear(self):
-        """Forget the last call: a NaN it left behind would get past any mask (0 * NaN is NaN)."""
+        """Forget the last call: a NaN it left behind would get past any mask, since 0 * NaN is NaN."""
         for pair in self.layers.values():
             for x in pair:
                 x.zero_()
 
 
-def slab_attention(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **options):
-    """What every attention layer of the model calls instead of its own; `slab` is a keyword of the model's forward."""
+def slab_attention(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **_):
+    """What every layer calls in place of its own attention; `slab` is a keyword of the model's call."""
     return slab.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
-AttentionInterface.register("slab", slab_attention)     # a name transformers has no mask for, so that it builds none
+AttentionInterface.register("slab", slab_attention)     # transformers has no mask by this name and builds none
 
 
 @contextmanager
 def attention(model, name):
-    """The model with the attention `name`, in eval mode, without autocast or gradients; afterwards all as it was."""
+    """The model with the attention `name`, in eval mode, without autocast or gradients; then all as it was."""
     training = [(m, m.training) for m in model.modules()]
-    configs = {id(c): c for m in model.modules() if hasattr(c := getattr(m, "config", None), "_attn_implementation")}
-    names = [(c, c._attn_implementation) for c in configs.values()]
+    configs = {id(config): config for config in (getattr(m, "config", None) for m in model.modules())
+               if hasattr(config, "_attn_implementation")}.values()
+    names = [config._attn_implementation for config in configs]
     try:
         model.eval()
-        for config, _ in names:
+        for config in configs:
             config._attn_implementation = name
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
-        for config, name in names:
-            config._attn_implementation = name
+        for config, old in zip(configs, names):
+            config._attn_implementation = old
         for module, mode in training:
             module.training = mode
 
@@ -217,8 +227,8 @@ def attention(model, name):
 def examine(model):
     """ValueError, naming the model and the cause, if the slab cannot serve it.
 
-    First what the config and the calls of its layers say, since slightly wrong attention hides in a small random model;
-    then the proof: a few tokens read through the slab must give the logits of the model's own forward.
+    First what the config and the calls of the layers say, since slightly wrong attention hides in a small
+    random model. Then the proof: a few tokens read through the slab must give the model's own logits.
     """
     def refuse(cause):
         raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}")
@@ -228,49 +238,55 @@ def examine(model):
     if odd := set(kinds) - {"full_attention", "sliding_attention"}:
         refuse(f"layers of type {', '.join(sorted(odd))}")
     ropes = [getattr(module, "rope_type", None) for module in model.modules()]
-    if odd := {"dynamic", "longrope"} & {kind for r in ropes for kind in (r.values() if isinstance(r, dict) else [r])}:
+    ropes = {kind for rope in ropes for kind in (rope.values() if isinstance(rope, dict) else [rope])}
+    if odd := ropes & {"dynamic", "longrope"}:
         refuse(f"{odd.pop()} rope, whose frequencies depend on the longest row of a batch")
 
-    at = torch.arange(8, device=model.device).expand(4, 8)
-    ids = (at * 37 + at[:1, :4].T * 101 + 11) % model.get_input_embeddings().num_embeddings
-    with attention(model, "eager"):
-        want = model(input_ids=ids, use_cache=False).logits[:, -1].float()
     calls = []
 
-    def watched(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **options):
-        odd = {k for k, v in options.items() if v is not None and v is not False} - {"dropout", "position_ids", "is_causal"}
-        calls.append((module.layer_idx, sliding_window, odd | {"a mask of its own"} if attention_mask is not None else odd))
-        return slab_attention(module, query, key, value, attention_mask, slab, scaling, sliding_window)
+    def watched(module, query, key, value, attention_mask, sliding_window=None, slab=None, scaling=None, **options):
+        odd = {name for name, option in options.items() if option is not None and option is not False}
+        odd |= {"a mask of its own"} if attention_mask is not None else set()
+        calls.append((module.layer_idx, sliding_window, odd - {"dropout", "position_ids", "is_causal"}))
+        return slab_attention(module, query, key, value, None, slab, scaling, sliding_window)
 
     AttentionInterface.register("slab, watched", watched)
+    rows, at = torch.arange(4, device=model.device), torch.arange(8, device=model.device).expand(4, 8)
+    ids = (at * 37 + rows[:, None] * 101 + 11) % model.get_input_embeddings().num_embeddings
+    with attention(model, "eager"):
+        want = model(input_ids=ids, use_cache=False).logits[:, -1].float()
     slab = Slab(4, 8)
     try:
         with attention(model, "slab, watched"):
-            model(input_ids=ids[:, :-1], position_ids=at[:, :-1], use_cache=False, slab=slab.prefill(at[0, :4]))
-            got = model(input_ids=ids[:, -1:], position_ids=at[:, -1:], use_cache=False, slab=slab.decode(at[:, -1], 8))
+            model(input_ids=ids[:, :-1], position_ids=at[:, :-1], use_cache=False, slab=slab.prefill(rows))
+            slab.decode(at[:, -1], reach=8)
+            got = model(input_ids=ids[:, -1:], position_ids=at[:, -1:], use_cache=False, slab=slab).logits[:, -1]
     except Exception as error:
         refuse(f"its attention does not go through transformers.AttentionInterface ({error})")
-    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    slides = [kind == "sliding_attention" for kind in kinds] or [bool(slides)] * config.num_hidden_layers
-    if [layer for layer, _, _ in calls] != 2 * list(range(config.num_hidden_layers)):
-        refuse("not every layer is one call of transformers.AttentionInterface")
+
+    layers = list(range(config.num_hidden_layers))
+    if [layer for layer, _, _ in calls] != layers + layers:
+        refuse("its layers are not one call each of transformers.AttentionInterface")
+    sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    slides = [kind == "sliding_attention" for kind in kinds] or [bool(sliding) for _ in layers]
     for layer, window, odd in calls:
         if odd:
-            refuse(f"attention with {', '.join(odd)}")
+            refuse(f"attention with {', '.join(sorted(odd))}")
         if slides[layer] != (window is not None):
             refuse(f"layer {layer} attends with sliding_window={window}, against its config")
-    # The median row: a mixture of experts in bf16 may route a token of one row differently, a wrong model errs in all.
-    error = ((got.logits[:, -1].float() - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)).median()
+    # The median row: bf16 may send a token of one row to another expert, but a wrong model errs in every row.
+    error = ((got.float() - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)).median()
     if not error < (1e-4 if model.device.type == "cpu" and model.dtype == torch.float32 else 5e-2):
         refuse(f"its logits through the slab are off by {error:.1e} of their size")
 
 
-# ---- the sampler ---------------------------------------------------------------------------------------------------------
+# ---- the sampler -------------------------------------------------------------------------------------------
 
 @dataclass
 class Samples:
-    tokens: torch.Tensor    # (R, T) int64, 0 outside the mask; T is the longest row
-    mask: torch.Tensor      # (R, T) bool, True on sampled tokens, the stop token included
+    """R rows, row r a sample of prompt r // n; T is the longest."""
+    tokens: torch.Tensor    # (R, T) int64
+    mask: torch.Tensor      # (R, T) bool, True on sampled tokens, the stop token included; elsewhere all is 0
     logp: torch.Tensor      # (R, T) float32, nats
     entropy: torch.Tensor   # (R, T) float32, nats
     finished: torch.Tensor  # (R,) bool, stopped by a stop token
@@ -280,26 +296,36 @@ class Samples:
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.mask.sum(-1).tolist())]
 
 
-class Sampler:
-    """Samples from a decoder-only Hugging Face model, `rows` jobs at a time, each up to `length` tokens with its prompt.
+@dataclass
+class Job:
+    row: int                # of the result
+    texts: tuple            # the prompt of every stream, a tuple of token ids each
+    budget: int
+    key: int                # of its uniform numbers
+    length: int = 0         # tokens sampled so far
+    finished: bool = False  # by a stop token
+    done: bool = False
 
-    The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin of the
-    model in that precision (bf16 beside float32 training weights), as of the last `sync`. On CUDA a decode step is
-    replayed from a graph; set `graphs` to None for eager steps. ValueError for a model the slab cannot serve.
+
+class Sampler:
+    """Samples from a decoder-only Hugging Face model: `rows` jobs at a time, each with its prompt in `length` tokens.
+
+    The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin of
+    it in that precision (bf16 beside float32 training weights), as of the last `sync`. On CUDA a decode step is
+    replayed from a graph; graphs = None turns that off. ValueError for a model the slab cannot serve.
     """
 
     def __init__(self, model, rows=64, length=2048, streams=1, dtype=None):
-        if dtype not in (None, model.dtype):    # parameters only: rotary frequencies must stay float32
-            memo = {id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False) for p in model.parameters()}
-            model = copy.deepcopy(model, memo)
+        if dtype not in (None, model.dtype):    # the parameters only: rotary frequencies must stay float32
+            cast = lambda p: torch.nn.Parameter(p.detach().to(dtype), requires_grad=False)
+            model = copy.deepcopy(model, {id(p): cast(p) for p in model.parameters()})
         examine(model)
-        rotary = any("inv_freq" in name for name, _ in model.named_buffers())
-        if not rotary:                          # a table of positions ends
+        if not any("inv_freq" in name for name, _ in model.named_buffers()):    # positions come from a table
             length = min(length, getattr(model.config, "max_position_embeddings", length))
         self.model, self.rows, self.length, self.streams = model, rows, length, streams
-        self.storage = None                     # where the weights were when the graphs were captured
-        self.graphs = {} if model.device.type == "cuda" else None
         self.every = 8 if model.device.type == "cuda" else 4        # tokens between two looks of the host
+        self.graphs = {} if model.device.type == "cuda" else None
+        self.storage = None                     # where the weights were when the graphs were captured
 
     def sync(self, model):
         """Copy the weights of `model` into the twin, in place, so that captured graphs stay valid."""
@@ -308,25 +334,26 @@ class Sampler:
                 if mine is not theirs:
                     mine.copy_(theirs)
 
-    def __call__(self, prompts, n=1, max_new_tokens=256, stop=None, temperature=1.0, top_k=0, top_p=1.0, seed=0,
-                 combine=None, halt=None):
+    def __call__(self, prompts, n=1, max_new_tokens=256, stop=None, temperature=1.0, top_k=0, top_p=1.0,
+                 seed=0, combine=None, halt=None):
         """Sample n continuations of every prompt -> Samples; row r belongs to prompt r // n.
 
-        prompts         token-id lists, ragged; with streams=2 pairs of them, both fed the same sampled tokens
-        max_new_tokens  an int, or one a prompt
-        stop            token ids that end a row (None: the model's own EOS)
-        temperature     0 is greedy; top_k=0 and top_p=1 switch truncation off
-        combine         (logits (R, streams, V), last (R,) token fed last, step (R,) tokens sampled so far, state (R,)
-                        int64, 0 for a fresh row) -> (log-probs (R, V), need not be normalised; new state)
-        halt            tokens sampled so far (list) -> length to cut the row to, or None; asked every few tokens
-        ValueError for what cannot be sampled, naming the row.
+        prompts         ragged lists of token ids; with streams=2 pairs of them, fed the same sampled tokens
+        max_new_tokens  an int, or one for every prompt
+        stop            ids of the tokens that end a row; None: the model's own EOS
+        temperature     0 is greedy; top_k=0 and top_p=1 truncate nothing
+        combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled so far,
+                        state (R,) int64, 0 for a fresh row) -> (log-probs (R, V), normalised or not, new state)
+        halt            (tokens sampled so far, a list) -> the length to cut the row to, or None to go on; it is
+                        asked every few tokens, and a row it cuts is not finished
+        ValueError, naming the row, for what cannot be sampled.
         """
         if not (n >= 1 and temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
-            raise ValueError(f"cannot sample with n={n}, temperature={temperature}, top_k={top_k}, top_p={top_p}")
+            raise ValueError(f"cannot sample with {n=}, {temperature=}, {top_k=}, {top_p=}")
         if self.streams > 1 and combine is None:
             raise ValueError(f"{self.streams} streams need a `combine` to make one distribution of them")
         if stop is None:
-            stop = self.model.generation_config.eos_token_id
+            stop = getattr(self.model.generation_config, "eos_token_id", None)
         stop = [stop] if isinstance(stop, int) else list(stop or ())
         jobs = self.plan(prompts, n, max_new_tokens, seed)
         with attention(self.model, "slab"):
@@ -337,33 +364,33 @@ class Sampler:
         return torch.tensor(values, dtype=dtype, device=self.model.device)
 
     def plan(self, prompts, n, max_new_tokens, seed):
-        """Check the prompts and make of them one job (texts, budget, key) a row; texts holds a tuple of ids a stream."""
+        """Check the request and make a list of jobs of it."""
         if not len(prompts):
             raise ValueError("no prompts to sample from")
-        budgets = list(max_new_tokens) if hasattr(max_new_tokens, "__len__") else [max_new_tokens] * len(prompts)
+        budgets = max_new_tokens if hasattr(max_new_tokens, "__len__") else [max_new_tokens] * len(prompts)
         if len(budgets) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(budgets)} values of max_new_tokens")
         vocabulary = self.model.get_input_embeddings().num_embeddings
         jobs, times = [], {}
         for i, (prompt, budget) in enumerate(zip(prompts, budgets)):
-            texts = tuple(tuple(map(int, text)) for text in (prompt if self.streams > 1 else [prompt]))
             where = f"row {i * n} (prompt {i})"
+            texts = tuple(tuple(map(int, text)) for text in (prompt if self.streams > 1 else [prompt]))
             if len(texts) != self.streams or not all(texts):
                 raise ValueError(f"{where} is empty" if self.streams == 1 else
                                  f"{where} needs {self.streams} prompts, none of them empty")
             if not all(0 <= token < vocabulary for text in texts for token in (min(text), max(text))):
                 raise ValueError(f"{where} has a token id outside the vocabulary of {vocabulary}")
-            need = max(map(len, texts)) + budget
-            if need > self.length or budget < 0:
-                raise ValueError(f"{where}: a prompt of {need - budget} and {budget} new tokens do not fit "
+            longest = max(map(len, texts))
+            if budget < 0 or longest + budget > self.length:
+                raise ValueError(f"{where}: {longest} tokens and {budget} new ones do not fit "
                                  f"length={self.length}")
             for _ in range(n):
-                sample = times[texts] = times.get(texts, -1) + 1    # a prompt listed twice gets other samples
-                jobs.append((texts, budget, row_key(seed, texts, sample)))
+                sample = times[texts] = times.get(texts, -1) + 1    # a prompt listed twice goes on counting
+                jobs.append(Job(len(jobs), texts, int(budget), row_key(seed, texts, sample)))
         return jobs
 
     def prepare(self, jobs):
-        """Memory for a call. CUDA graphs need theirs at fixed addresses: it stays, and so do they while the weights do."""
+        """Memory for a call. What CUDA graphs read and write, weights included, must stay where it is."""
         slots = min(self.rows, len(jobs))
         if self.graphs is None:
             self.slab = Slab(slots * self.streams, 0)
@@ -372,62 +399,62 @@ class Sampler:
         else:
             self.storage, self.graphs, slots = storage, {}, self.rows
             self.slab = Slab(slots * self.streams, self.length)
-        self.last, self.pos = self.tensor([[[0] * self.streams] * slots] * 2)           # (slots, streams) each
+        self.last, self.pos = self.tensor([[[0] * self.streams] * slots] * 2)       # each (slots, streams)
 
     def run(self, jobs, stop, how, combine, halt):
-        """The loop: decode a few tokens, see who is done, refill the slots or shrink the batch."""
-        shape = len(jobs), max(budget for _, budget, _ in jobs) + self.every            # room for rows that overrun
-        out = [torch.zeros(shape, dtype=dtype, device=stop.device) for dtype in (torch.long, torch.float, torch.float)]
-        length, finished = [0] * len(jobs), [False] * len(jobs)
-        queue = [r for r, (_, budget, _) in enumerate(jobs) if budget][::-1]
-        busy = [queue.pop() for _ in range(min(self.rows, len(queue)))]                 # slot -> job
-        self.held = [None] * self.rows * self.streams                                   # row of the slab -> prompt
+        """The loop: sample a few tokens, see who is done, refill the slots or shrink the batch."""
+        shape = len(jobs), max(job.budget for job in jobs) + self.every     # some rows run past their end
+        out = [self.tensor(0, kind).repeat(shape) for kind in (torch.long, torch.float, torch.float)]
+        queue = [job for job in jobs[::-1] if job.budget]
+        busy = [queue.pop() for _ in range(min(self.rows, len(queue)))]     # slot -> job
+        self.held = [None] * self.rows * self.streams                       # row of the slab -> its prompt
         self.state = self.tensor([0] * len(busy))
-        self.load(jobs, dict(enumerate(busy)))
+        self.load(dict(enumerate(busy)))
         while busy:
-            ahead = min(self.every, max(jobs[r][1] - length[r] for r in busy))
-            reach = min(self.length, max(max(map(len, jobs[r][0])) + length[r] for r in busy) + ahead)
+            ahead = min(self.every, max(job.budget - job.length for job in busy))
+            reach = max(len(text) + job.length for job in busy for text in job.texts) + ahead
+            reach = min(reach, self.length)
             self.slab.grow(reach, spare=max(28, reach // 8))
-            rows, start, key = self.tensor([[r, length[r], jobs[r][2]] for r in busy]).T
-            step = start + torch.arange(ahead, device=stop.device)[:, None]             # (ahead, B)
+            rows, length, key = self.tensor([[job.row, job.length, job.key] for job in busy]).T
+            step = length + torch.arange(ahead, device=stop.device)[:, None]        # (ahead, B)
             u = uniform(key, step)
             block = [self.advance(reach, step[i], u[i], how, combine) for i in range(ahead)]
             for x, values in zip(out, zip(*block)):
                 x[rows, step] = torch.stack(values)
             tokens = torch.stack([token for token, *_ in block])
-            clear = ((tokens[..., None] == stop).any(-1).cumsum(0) == 0).sum(0).tolist()     # tokens before a stop:
-            for r, count in zip(busy, clear):                                           # the one wait for the device
-                left = min(ahead, jobs[r][1] - length[r])
-                finished[r] = count < left
-                length[r] += min(count + 1, left)
-            done = [slot for slot, r in enumerate(busy) if finished[r] or length[r] == jobs[r][1]]
+            stopped = (tokens[..., None] == stop).any(-1).cumsum(0) > 0     # at this token or before it
+            for job, before in zip(busy, (~stopped).sum(0).tolist()):       # here the host waits for the device
+                left = min(ahead, job.budget - job.length)
+                job.finished = before < left
+                job.length += min(before + 1, left)
+                job.done = job.finished or job.length == job.budget
             if halt:
-                for slot, text in enumerate(out[0][busy, :max(length[r] for r in busy)].tolist()):
-                    r = busy[slot]
-                    cut = halt(text[:length[r]])
-                    if cut is not None and (cut < length[r] or slot not in done):
-                        length[r], finished[r] = cut, False
-                        done.append(slot)
-            self.refill(jobs, sorted(set(done)), busy, queue)
-        lengths = self.tensor(length)
-        mask = torch.arange(max(length), device=stop.device) < lengths[:, None]
-        tokens, logp, entropy = (x[:, :max(length)] * mask for x in out)
-        return Samples(tokens, mask, logp, entropy, self.tensor(finished, torch.bool))
+                for job, text in zip(busy, out[0][rows, :max(job.length for job in busy)].tolist()):
+                    cut = halt(text[:job.length])
+                    if cut is not None and (cut < job.length or not job.done):
+                        job.length, job.finished, job.done = cut, False, True
+            self.refill(busy, queue)
 
-    def refill(self, jobs, done, busy, queue):
-        """Give the slots that are done to jobs of the queue; with none left, move the last slots into the holes."""
+        length, finished = self.tensor([[job.length, job.finished] for job in jobs]).T
+        mask = torch.arange(max(job.length for job in jobs), device=stop.device) < length[:, None]
+        tokens, logp, entropy = (x[:, :mask.shape[1]].masked_fill(~mask, 0) for x in out)
+        return Samples(tokens, mask, logp, entropy, finished.bool())
+
+    def refill(self, busy, queue):
+        """Give the slots that are done to the queue; when it is empty, move the last slots into the holes."""
+        done = [slot for slot, job in enumerate(busy) if job.done]
         fill = {slot: queue.pop() for slot in done[:len(queue)]}
-        for slot, r in fill.items():
-            busy[slot] = r
-        if fill:
-            self.load(jobs, fill)
+        for slot, job in fill.items():
+            busy[slot] = job
+        self.load(fill)
         holes = done[len(fill):]
         B = len(busy) - len(holes)
-        tail = [slot for slot in range(B, len(busy)) if slot not in holes]
+        tail = [slot for slot in range(B, len(busy)) if not busy[slot].done]
         holes = holes[:len(tail)]
         if tail:
-            self.slab.copy(*([slot * self.streams + i for slot in slots for i in range(self.streams)]
-                             for slots in (tail, holes)), int(self.pos[tail].max()))
+            source, target = ([slot * self.streams + i for slot in slots for i in range(self.streams)]
+                              for slots in (tail, holes))
+            self.slab.copy(source, target, int(self.pos[tail].max()))
             for x in (self.last, self.pos, self.state):
                 x[holes] = x[tail]
             for hole, slot in zip(holes, tail):
@@ -435,32 +462,34 @@ class Sampler:
         del busy[B:]
         self.state = self.state[:B]
 
-    def load(self, jobs, fill):
-        """Put jobs into slots (fill: slot -> job). A prompt the slab already holds is copied, a new one is read once."""
+    def load(self, fill):
+        """Put jobs into slots (slot -> job). A prompt the slab holds is copied, a new one is read, once."""
+        if not fill:
+            return
         home = {text: row for row, text in enumerate(self.held) if text and row // self.streams not in fill}
-        fresh, copies = {}, []
-        for slot, r in fill.items():
-            for stream, text in enumerate(jobs[r][0]):
-                row = slot * self.streams + stream
+        fresh, source, target = {}, [], []
+        for slot, job in fill.items():
+            for row, text in enumerate(job.texts, slot * self.streams):
                 self.held[row] = text
                 if text in home:
-                    copies.append((home[text], row))
+                    source.append(home[text])
+                    target.append(row)
                 else:
                     home[text] = fresh[text] = row
-        longest = max(len(text) for r in fill.values() for text in jobs[r][0])
+        longest = max(len(text) for job in fill.values() for text in job.texts)
         self.slab.grow(longest)
         self.read(fresh)
-        if copies:
-            self.slab.copy(*map(list, zip(*copies)), longest - 1)
+        if source:
+            self.slab.copy(source, target, longest - 1)
         slots = self.tensor(list(fill))
-        self.last[slots] = self.tensor([[text[-1] for text in jobs[r][0]] for r in fill.values()])
-        self.pos[slots] = self.tensor([[len(text) - 1 for text in jobs[r][0]] for r in fill.values()])
+        self.last[slots] = self.tensor([[text[-1] for text in job.texts] for job in fill.values()])
+        self.pos[slots] = self.tensor([[len(text) - 1 for text in job.texts] for job in fill.values()])
         self.state[slots] = 0
 
     def read(self, fresh, at_once=8192):
         """Prefill prompts (text -> row of the slab), right-padded, about `at_once` tokens at a time.
 
-        All but the last token of each: that one is the first input of `advance`, so there is one way to sample.
+        All but their last tokens: those are the first input of `advance`, so there is one way to sample.
         """
         todo = sorted((text for text in fresh if len(text) > 1), key=len)
         while todo:
@@ -472,33 +501,35 @@ class Sampler:
             self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slab=slab)
 
     def advance(self, reach, step, u, how, combine):
-        """One token (B,) for every live slot, with its logp and entropy. Nothing here waits for the device."""
+        """A token for every live slot: token, logp, entropy, each (B,). Nothing here waits for the device."""
         B = len(u)
         last, pos = self.last[:B], self.pos[:B]
-        logits = (self.forward(B, self.slab.columns) if self.graphs is None else self.replay(B, reach)).float()
+        logits = self.forward(B, self.slab.columns) if self.graphs is None else self.replay(B, reach)
+        logits = logits.float()                                     # (B, streams, V)
         if combine:
             logits, self.state = combine(logits, last[:, 0].clone(), step, self.state)
         else:
             logits = logits[:, 0]
         token, logp, entropy = draw(logits, u, *how)
         last.copy_(token[:, None].expand_as(last))                  # every stream is fed the sampled token
-        pos.add_(1).clamp_(max=self.length - 1)                     # a row past its end must stay inside the slab
+        pos.add_(1).clamp_(max=self.length - 1)                     # past its end a row must stay in the slab
         return token, logp, entropy
 
     def forward(self, B, reach):
-        """Logits (B, streams, V) of the tokens that follow `last`."""
+        """Logits (B, streams, V) of the tokens after `last`."""
         ids, pos = self.last[:B].view(-1, 1), self.pos[:B].view(-1, 1)
         slab = self.slab.decode(pos[:, 0], reach)
-        return self.model(input_ids=ids, position_ids=pos, use_cache=False, slab=slab).logits.view(B, self.streams, -1)
+        out = self.model(input_ids=ids, position_ids=pos, use_cache=False, slab=slab)
+        return out.logits.view(B, self.streams, -1)
 
     def replay(self, B, reach):
-        """`forward` from a CUDA graph, captured for a few batch sizes (and reaches, without varlen_attn) in one pool."""
+        """`forward` from a CUDA graph, one for each of a few batch sizes (and reaches, without varlen_attn)."""
         size = min(self.rows, max(8, 1 << (B - 1).bit_length()))
         reach = self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
         if (size, reach) not in self.graphs:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):       # warm up; doing a step twice writes the same keys to the same column
+            with torch.cuda.stream(side):       # warm up; a step done twice writes the same keys twice
                 self.forward(size, reach)
             torch.cuda.current_stream().wait_stream(side)
             pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
@@ -511,10 +542,10 @@ class Sampler:
         return logits[:B]
 
 
-# ---- the race ----------------------------------------------------------------------------------------------------------
+# ---- the race ----------------------------------------------------------------------------------------------
 
 def generate(model, prompts, n, new, stop, rows=64, **sampling):
-    """The baseline: `model.generate` on left-padded batches of `rows` -> sampled rows, cut after their stop token."""
+    """The baseline: `model.generate` on left-padded batches -> the sampled rows, cut after their stop token."""
     sampling = sampling or dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     jobs, out = [prompt for prompt in prompts for _ in range(n)], []
     for i in range(0, len(jobs), rows):
@@ -522,7 +553,8 @@ def generate(model, prompts, n, new, stop, rows=64, **sampling):
         width = max(map(len, batch))
         ids, real = (torch.tensor([[0] * (width - len(p)) + row(p) for p in batch], device=model.device)
                      for row in (list, lambda p: [1] * len(p)))
-        got = model.generate(ids, attention_mask=real, max_new_tokens=new, eos_token_id=list(stop) or None, **sampling)
+        got = model.generate(ids, attention_mask=real, max_new_tokens=new, eos_token_id=list(stop) or None,
+                             **sampling)
         for row in got[:, width:].tolist():
             out.append(row[:next((t + 1 for t, token in enumerate(row) if token in stop), new)])
     return out
@@ -546,7 +578,7 @@ def seconds(f):
 
 
 def race(device, rounds=2):
-    """Tokens a second of generate and of the sampler, alternated in one process, and the proof that both say the same."""
+    """Tokens a second of generate and of the sampler, alternated; and the proof that both say the same."""
     model = random_model(device, vocab_size=4096, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
                          num_attention_heads=8, num_key_value_heads=2)
     g = torch.Generator().manual_seed(0)
@@ -569,39 +601,44 @@ def race(device, rounds=2):
             for who, run in runners.items():
                 spent, rows = seconds(lambda: run(*case))
                 best[who] = max(best[who], sum(map(len, rows)) / spent)
-        print(f"{name:32}{best['generate']:10.0f}{best['sampler']:10.0f}{best['sampler'] / best['generate']:8.1f}", flush=True)
+        slow, fast = best.values()
+        print(f"{name:32}{slow:10.0f}{fast:10.0f}{fast / slow:8.1f}", flush=True)
 
     texts = prompts(12, 1, 40)
     alone = [generate(model, [text], 1, 24, stop, do_sample=False)[0] for text in texts]
-    same = Sampler(model, rows=5, length=1024)(texts, max_new_tokens=24, stop=stop, temperature=0.0).lists() == alone
-    print(f"greedy, 12 ragged prompts on 5 rows: {'identical to' if same else 'DIFFERENT FROM'} generate row by row")
+    five = Sampler(model, rows=5)(texts, max_new_tokens=24, stop=stop, temperature=0.0).lists()
+    verdict = "identical to" if five == alone else "DIFFERENT FROM"
+    print(f"greedy, 12 ragged prompts on 5 rows: {verdict} generate row by row")
 
 
 def roofline(device, batches=(64, 256, 512), contexts=(1024, 4096)):
     """Decode speed at Qwen2.5-1.5B shape in bf16 against `generate` and against what the memory allows.
 
-    A step must read the weights once and the live keys and values once; divided by the bandwidth of a plain copy,
-    measured here, that is the least time it can take. Steps are timed as differences, so that reading prompts drops out.
+    A step must read the weights once and the live keys and values once; divided by the bandwidth of a plain
+    copy, measured here, that is the least time it can take. Differences of two lengths leave the prefill out.
     """
     model = random_model(device, torch.bfloat16, vocab_size=151936, hidden_size=1536, intermediate_size=8960,
-                         num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True)
+                         num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+                         tie_word_embeddings=True)
     a, b = (torch.zeros(2**30, dtype=torch.uint8, device=device) for _ in range(2))
     bandwidth = 2 * a.numel() / min(seconds(lambda: b.copy_(a))[0] for _ in range(10))
     del a, b
-    weights, token = sum(2 * p.numel() for p in model.parameters()), 2 * 2 * 28 * 2 * 128      # bytes, bytes of KV a token
+    weights = sum(2 * p.numel() for p in model.parameters())
+    token = 2 * 28 * 2 * 128 * 2                # bytes: keys and values, layers, kv heads, dim, bf16
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s, "
-          f"weights {weights / 1e9:.2f} GB, KV {token / 1e3:.1f} kB a token, varlen_attn {'yes' if VARLEN else 'no'}")
-    print(f"{'batch':>6}{'context':>9}{'tokens/s':>10}{'ms/step':>9}{'roofline':>10}{'generate ms':>13}{'ratio':>7}")
+          f"weights {weights / 1e9:.2f} GB, KV {token / 1e3:.1f} kB a token, varlen_attn: {VARLEN}")
+    print(" batch  context  tokens/s  ms/step  roofline  generate ms  ratio")
     for context in contexts:
         for batch in batches:
-            prompt = [torch.randint(1000, 150000, (context - 64,), generator=torch.Generator().manual_seed(0)).tolist()]
+            prompt = [[(7919 * i) % 150000 for i in range(context - 64)]]
             try:
                 sampler = Sampler(model, rows=batch, length=context + 64)
                 ours = lambda new: seconds(lambda: sampler(prompt, batch, new, ()))[0]
                 ours(16)                                            # captures the graph
                 step = (min(ours(128) for _ in range(2)) - min(ours(16) for _ in range(2))) / 112
                 least = (weights + batch * context * token) / bandwidth
-                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}{least / step:10.0%}", end="", flush=True)
+                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}{least / step:10.0%}", end="",
+                      flush=True)
                 del sampler
                 theirs = lambda new: seconds(lambda: generate(model, prompt, batch, new, (), rows=batch))[0]
                 theirs(2)
@@ -614,16 +651,18 @@ def roofline(device, batches=(64, 256, 512), contexts=(1024, 4096)):
 
 @dataclass
 class Flags:
-    device: str = field(default="cpu", metadata={"help": "cpu: the race against generate; cuda: also the roofline",
-                                                 "choices": ["cpu", "cuda"]})
+    device: str = field(default="auto", metadata={"choices": ["auto", "cpu", "cuda"],
+                                                  "help": "cpu: the race; cuda: the race and the roofline"})
 
 
 if __name__ == "__main__":
     parser = HfArgumentParser(Flags)
-    flags, = parser.parse_args_into_dataclasses()
-    if flags.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: this machine has no CUDA GPU that torch can use")
+    device = parser.parse_args_into_dataclasses()[0].device
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.exit(2, "--device cuda: torch finds no CUDA GPU on this machine; use --device cpu\n")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
-    race(flags.device)
-    if flags.device == "cuda":
-        roofline(flags.device)
+    race(device)
+    if device == "cuda":
+        roofline(device)

@@ -282,7 +282,7 @@ def test_stop_defaults_to_the_models_own(model):
 @pytest.mark.parametrize("prompts, more, says", [
     ([], {}, "no prompts"),
     ([[5], []], {"n": 2}, r"row 2 \(prompt 1\) is empty"),
-    ([[5] * 10, [5] * 60], {}, r"row 1 \(prompt 1\).*60 and 8 new tokens do not fit length=64"),
+    ([[5] * 10, [5] * 60], {}, r"row 1 \(prompt 1\).*60 tokens and 8 new ones do not fit length=64"),
     ([[5, V]], {}, "row 0 .*vocabulary of 64"),
     ([[5, -1]], {}, "row 0 .*vocabulary"),
     ([[5], [6]], {"max_new_tokens": [1]}, "2 prompts but 1 values"),
