@@ -1,4 +1,4 @@
-"""A script in a process of its own, killed at random moments and resumed: what it leaves must be what an undisturbed run leaves."""
+"""A script in a process of its own, killed at random moments and resumed: it must leave what an undisturbed run leaves."""
 
 import importlib
 import json

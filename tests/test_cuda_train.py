@@ -27,12 +27,11 @@ def vector(tensors):
 def moved_share(model, rows, lr):
     """The share of weights with a gradient that one AdamW step changes."""
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer, seen = idft.new_optimizer(model, weight_decay=0.0), []
-    for p in model.parameters():
-        p.register_post_accumulate_grad_hook(lambda p: seen.append(p))
+    optimizer = idft.new_optimizer(model, weight_decay=0.0)
     idft.supervised_step(model, optimizer, rows, lr, loss="sft")
     moment = [optimizer.state[p]["exp_avg"] for p in model.parameters()]
-    changed, learning = vector(p != old for p, old in zip(model.parameters(), before)), vector(m.abs() > 1e-5 for m in moment)
+    changed = vector(p != old for p, old in zip(model.parameters(), before))
+    learning = vector(m.abs() > 1e-5 for m in moment)
     return (changed * learning).sum() / learning.sum()
 
 
@@ -48,8 +47,8 @@ def test_arithmetic_is_bf16_and_everything_kept_is_float32():
     optimizer = idft.new_optimizer(model)
     idft.supervised_step(model, optimizer, small_rows(), 1e-3)
     assert set(kinds) == {torch.bfloat16}
-    kept = [*model.parameters(), *(state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq"))]
-    assert {t.dtype for t in kept} == {torch.float32}
+    moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    assert {t.dtype for t in [*model.parameters(), *moments]} == {torch.float32}
 
 
 @pytest.mark.parametrize("loss", ["sft", "dft", "idft"])
@@ -58,8 +57,8 @@ def test_a_supervised_step_is_that_of_the_cpu(loss):
     def gradient(device, micro_tokens=10**6):
         model = small_qwen2().to(device)
         before = vector(model.parameters())
-        metrics = idft.supervised_step(model, torch.optim.SGD(model.parameters(), lr=1.0), small_rows(), 1.0, loss, clip=1e9,
-                                       micro_tokens=micro_tokens)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        metrics = idft.supervised_step(model, optimizer, small_rows(), 1.0, loss, clip=1e9, micro_tokens=micro_tokens)
         return before - vector(model.parameters()), metrics
 
     (cpu, cpu_metrics), (gpu, metrics), (cut, _) = gradient("cpu"), gradient(CUDA), gradient(CUDA, 60)
@@ -67,13 +66,15 @@ def test_a_supervised_step_is_that_of_the_cpu(loss):
     assert metrics["nll"] == pytest.approx(cpu_metrics["nll"], rel=0.02) and metrics["tokens"] == cpu_metrics["tokens"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"prefix_loss": "luffy"}, {"prefix_loss": "sft"}, {"prefix_loss": "all", "advantage": "code"}])
+@pytest.mark.parametrize("settings", [{}, {"prefix_loss": "luffy"}, {"prefix_loss": "sft"},
+                                      {"prefix_loss": "all", "advantage": "code"}])
 def test_an_update_is_that_of_the_cpu(settings):
     """Not with entropy clipping by a hair's breadth: which token is the last of the top 20 % may differ."""
     def change(device):
         model = small_model().to(device)
         before = vector(model.parameters())
-        metrics = prefix_rft.update(model, torch.optim.SGD(model.parameters(), lr=0.0), hand_rows(), flags(**settings), None)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        metrics = prefix_rft.update(model, optimizer, hand_rows(), flags(**settings), None)
         return vector(model.parameters()) - before, metrics
 
     (cpu, _), (gpu, metrics) = change("cpu"), change(CUDA)
@@ -94,7 +95,8 @@ def test_activation_checkpointing_saves_memory_and_changes_little():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         idft.supervised_step(other, torch.optim.SGD(other.parameters(), lr=1.0), rows, 1.0, clip=1e9)
-        return torch.cuda.max_memory_allocated() - before, vector(p - q for p, q in zip(model.parameters(), other.parameters()))
+        gradient = vector(p - q for p, q in zip(model.parameters(), other.parameters()))
+        return torch.cuda.max_memory_allocated() - before, gradient
 
     checkpointed = False
     memory, plain = step()
@@ -109,7 +111,8 @@ def test_activation_checkpointing_saves_memory_and_changes_little():
 def twin_of(base, max_new_tokens=40):
     model, tokenizer = copy.deepcopy(base[0]).to(CUDA), base[1]
     problems = prefix_rft.prepare(tokenizer, toy.problems("easy", 8), 1.0, 0)
-    return model, problems, prefix_rft.rollout_sampler(model, tokenizer, problems, {}, flags(max_new_tokens=max_new_tokens, rows=16))
+    settings = flags(max_new_tokens=max_new_tokens, rows=16)
+    return model, problems, prefix_rft.rollout_sampler(model, tokenizer, problems, {}, settings)
 
 
 def test_the_twin_follows_sync(base):  # noqa: F811
@@ -126,13 +129,13 @@ def test_the_twin_follows_sync(base):  # noqa: F811
     assert greedy(sampler) == first
     sampler.sync(model)
     assert torch.equal(vector(sampler.model.parameters()), vector(p.to(torch.bfloat16) for p in model.parameters()))
-    after = greedy(sampler)                                                                   # the captured graphs see the new weights
+    after = greedy(sampler)                                                    # the captured graphs see the new weights
     assert after != first and after == greedy(Sampler(model, 16, sampler.length, dtype=torch.bfloat16))
 
 
 def test_log_probs_of_the_sampler_are_the_trainers(base):  # noqa: F811
-    """Two ways of rounding to bf16, the twin's weights and autocast's products. Tolerance: 0.02 nats on average, 0.3 at worst, and
-    the mean difference, which would bias the ratio, within 0.01."""
+    """Two ways of rounding to bf16, the twin's weights and autocast's products. Tolerance: 0.02 nats on average, 0.3 at
+    worst, and the mean difference, which would bias the ratio, within 0.01."""
     model, problems, sampler = twin_of(base)
     prompts = [p["prompt"] for p in problems]
     samples = sampler(prompts, n=8, max_new_tokens=24, stop=(1,), temperature=1.0, seed=0)
@@ -143,8 +146,9 @@ def test_log_probs_of_the_sampler_are_the_trainers(base):  # noqa: F811
     ours = logp[response[:, 1:]], entropy[response[:, 1:]]
     for trainer, twin in zip(ours, (samples.logp[samples.mask], samples.entropy[samples.mask])):
         difference = trainer - twin.to(trainer)
-        print(f"mean {difference.mean():+.4f}, mean size {difference.abs().mean():.4f}, largest {difference.abs().max():.3f} nats")
-        assert difference.abs().mean() < 0.02 and difference.abs().max() < 0.3 and difference.mean().abs() < 0.01
+        size = difference.abs()
+        print(f"mean {difference.mean():+.4f}, mean size {size.mean():.4f}, largest {size.max():.3f} nats")
+        assert size.mean() < 0.02 and size.max() < 0.3 and difference.mean().abs() < 0.01
 
 
 # ---- whole runs
@@ -153,16 +157,16 @@ def test_a_run_on_the_gpu_trains_resumes_and_is_evaluated(base, tmp_path):  # no
     base[0].save_pretrained(tmp_path / "base"), base[1].save_pretrained(tmp_path / "base")
     for name, split, n in (("train", "train", 12), ("test", "easy", 4)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy.problems(split, n)))
-    argv = ["--model", tmp_path / "base", "--data", tmp_path / "train.jsonl", "--eval_data", tmp_path / "test.jsonl", "--device", "cuda",
-            "--steps", 4, "--batch", 4, "--n", 4, "--max_new_tokens", 32, "--lr", 1e-3, "--save_every", 2, "--eval_every", 2,
-            "--checkpoint_activations"]
-    run = lambda *more: prefix_rft.run(prefix_rft.main, prefix_rft.Flags, [str(a) for a in [*argv, *more]], toy_defaults=prefix_rft.TOY)
+    argv = ["--model", tmp_path / "base", "--data", tmp_path / "train.jsonl", "--eval_data", tmp_path / "test.jsonl",
+            "--device", "cuda", "--steps", 4, "--batch", 4, "--n", 4, "--max_new_tokens", 32, "--lr", 1e-3,
+            "--save_every", 2, "--eval_every", 2, "--checkpoint_activations"]
+    run = lambda *more: prefix_rft.run(prefix_rft.main, prefix_rft.Flags, [str(a) for a in [*argv, *more]])
     run("--out", tmp_path / "run")
     rows = logged(tmp_path / "run")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 4] and sum(row.get("updates", 0) for row in rows) > 0
     run("--out", tmp_path / "run", "--resume")
     assert [row["step"] for row in logged(tmp_path / "run")] == [0, 1, 2, 3, 4, 4]
-    supervised = ["--model", tmp_path / "run" / "checkpoint", "--data", tmp_path / "train.jsonl", "--device", "cuda", "--steps", 3,
-                  "--batch", 4, "--out", tmp_path / "sft"]
-    idft.run(idft.main, idft.Flags, [str(a) for a in supervised], toy_defaults=idft.TOY)
+    supervised = ["--model", tmp_path / "run" / "checkpoint", "--data", tmp_path / "train.jsonl", "--device", "cuda",
+                  "--steps", 3, "--batch", 4, "--out", tmp_path / "sft"]
+    idft.run(idft.main, idft.Flags, [str(a) for a in supervised])
     assert [row["step"] for row in logged(tmp_path / "sft")] == [0, 1, 2, 3, 3]

@@ -11,12 +11,14 @@ import pytest
 import torch
 from conftest import word_problems
 from kill import assert_equal_runs, killed_and_resumed, logged, undisturbed
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM)
 
 import idft
 import toy
 from eval import InputError, load_model, parse_flags
-from idft import compute_loss, draw_batch, learning_rate, micro_batches, strength_at, supervised_step, token_gamma, token_weight
+from idft import (compute_loss, draw_batch, learning_rate, micro_batches, strength_at, supervised_step, token_gamma,
+                  token_weight)
 
 V = 50
 
@@ -72,7 +74,7 @@ def loss_and_gradient(logits, labels, count=None, **how):
 def test_gamma_0_is_cross_entropy_in_value_and_gradient():
     logits, labels = random_logits()
     reference = logits.clone().requires_grad_()
-    plain = torch.nn.functional.cross_entropy(reference[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    plain = torch.nn.functional.cross_entropy(reference[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     plain.backward()
     for how in ({"loss": "sft"}, {"loss": "idft", "gamma_min": 0.0, "gamma_max": 0.0}):
         loss, gradient = loss_and_gradient(logits, labels, **how)
@@ -83,9 +85,10 @@ def test_gamma_0_is_cross_entropy_in_value_and_gradient():
 @pytest.mark.parametrize("how", [{"gamma_min": 1.0, "gamma_max": 1.0}, {"strength": 0.0}, {"beta": 1e9}])
 def test_gamma_1_is_dft(how):
     logits, labels = random_logits()
-    for ours, dft in zip(loss_and_gradient(logits, labels, loss="idft", **how), loss_and_gradient(logits, labels, loss="dft")):
-        torch.testing.assert_close(ours, dft)
-    assert not torch.allclose(loss_and_gradient(logits, labels, loss="idft")[1], loss_and_gradient(logits, labels, loss="dft")[1])
+    dft = loss_and_gradient(logits, labels, loss="dft")
+    for ours, theirs in zip(loss_and_gradient(logits, labels, loss="idft", **how), dft):
+        torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(loss_and_gradient(logits, labels, loss="idft")[1], dft[1])
 
 
 @pytest.mark.parametrize("how", [{"loss": "sft"}, {"loss": "dft"}, {"loss": "idft"}, {"loss": "idft", "strength": 0.3},
@@ -202,8 +205,8 @@ def test_micro_batches_hold_every_row_once_within_the_budget(budget):
     groups = micro_batches(lengths, budget)
     assert sorted(i for group in groups for i in group) == list(range(50))
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
-    assert len(groups) <= 1 + sum(len(a) * max(lengths[i] for i in a + b[:1]) <= budget for a, b in zip(groups, groups[1:])
-                                  ) + len(groups) - 1                                       # at least the last is never empty
+    for full, following in zip(groups, groups[1:]):                            # no group closes while the next row fits
+        assert (len(full) + 1) * lengths[following[0]] > budget
     assert len(micro_batches(lengths, 10**9)) == 1 and micro_batches([], 5) == []
 
 
@@ -266,10 +269,9 @@ def test_trained_are_the_response_from_its_first_token_to_eos_and_nothing_else()
     assert metrics["nll"] == metrics["loss"] == pytest.approx(-np.mean(logp), rel=1e-5)
     assert metrics["weight"] == 1
 
-    alone = [([5, 6], [1])]                                     # a response of EOS alone: its row of the head moves
-    head = dict(model.named_parameters())["lm_head.weight"]
-    moved = step_gradients(model, alone, loss="sft")[0]
-    assert moved.norm() > 1e-3 and head.shape[0] == V
+    model.zero_grad()                                           # a response of EOS alone is a target like any other
+    (-model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].log_softmax(-1)[1]).backward()
+    torch.testing.assert_close(step_gradients(model, [([5, 6], [1])], loss="sft")[0], gradients(model))
 
 
 def test_metrics_of_a_step():
@@ -310,8 +312,12 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     assert state == {"bad": 1, "dropped": 1} and row["dropped"] == 1
     handle.remove()
 
-    real = idft.token_stats                                                                   # the gradient is fine, the loss not
-    infinite = lambda *a, **k: (real(*a, **k)[0].masked_fill(k["want"][:, 1:], -math.inf) + 0 * real(*a, **k)[0], real(*a, **k)[1])
+    real = idft.token_stats                                                         # the gradient is fine, the loss not
+
+    def infinite(model, ids, mask, want):
+        logp, entropy = real(model, ids, mask, want=want)
+        return torch.where(want[:, 1:], logp * 0 - math.inf, logp), entropy
+
     monkeypatch.setattr(idft, "token_stats", infinite)
     row = supervised_step(model, optimizer, rows, 1e-2, loss="sft")
     idft.count_bad(state, row)
@@ -358,7 +364,7 @@ def test_activation_checkpointing_is_active_and_changes_no_gradient(kind):
     once, plain = run()
     idft.checkpoint_activations(model)
     twice, recomputed = run()
-    assert (once, twice) == (1, 2)                                                            # the layer really runs again
+    assert (once, twice) == (1, 2)                                                         # the layer really runs again
     assert (plain - recomputed).norm() <= 1e-6 * plain.norm()                                 # and no dropout woke up
     assert not layer.self_attn.training and not model.training
 
@@ -369,7 +375,7 @@ def test_activation_checkpointing_is_active_and_changes_no_gradient(kind):
 def data(tmp_path_factory):
     """A JSONL file of 12 word problems with demonstrations of unequal length."""
     file = tmp_path_factory.mktemp("data") / "train.jsonl"
-    rows = [problem | {"solution": "So. " * (i % 5) + problem["solution"]} for i, problem in enumerate(word_problems(12))]
+    rows = [row | {"solution": "So. " * (i % 5) + row["solution"]} for i, row in enumerate(word_problems(12))]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -417,8 +423,8 @@ def test_a_checkpoint_is_whole_whenever_the_program_dies(tmp_path, monkeypatch):
             return call
 
         with monkeypatch.context() as patch:
-            for module, name in ((os, "rename"), (idft.shutil, "rmtree"), (torch, "save"), (type(model), "save_pretrained"),
-                                 (type(tokenizer), "save_pretrained")):
+            for module, name in ((os, "rename"), (idft.shutil, "rmtree"), (torch, "save"),
+                                 (type(model), "save_pretrained"), (type(tokenizer), "save_pretrained")):
                 patch.setattr(module, name, dying(getattr(module, name)))
             try:
                 idft.save_checkpoint(out, model, tokenizer, optimizer, {"step": 2})
@@ -429,7 +435,7 @@ def test_a_checkpoint_is_whole_whenever_the_program_dies(tmp_path, monkeypatch):
         step = torch.load(found / "trainer.pt", weights_only=True)["step"]
         assert step == 2 if done else step in (1, 2)
         AutoModelForCausalLM.from_pretrained(found), AutoTokenizer.from_pretrained(found)
-        idft.save_checkpoint(out, model, tokenizer, optimizer, {"step": 3})                   # and the next save succeeds
+        idft.save_checkpoint(out, model, tokenizer, optimizer, {"step": 3})                 # and the next save succeeds
         assert torch.load(idft.find_checkpoint(out) / "trainer.pt", weights_only=True)["step"] == 3
         assert [path.name for path in out.iterdir()] == ["checkpoint"]
     assert stages >= 6
@@ -445,7 +451,8 @@ def test_the_run_directory(tiny_checkpoint, data, tmp_path, capsys):
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 3] and "accuracy" in rows[0] and "accuracy" in rows[-1]
     files = {path.name for path in (out / "checkpoint").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "trainer.pt"} <= files
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    contents = lambda: {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = contents()
 
     refusals = {(): f"--out {out} already holds a run: add --resume or name another --out",
                 ("--resume", "--lr", "1e-3"): "--resume: this run was started with --lr 6e-05, repeat its flags",
@@ -455,11 +462,11 @@ def test_the_run_directory(tiny_checkpoint, data, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             run_here([*argv, *more])
         assert stop.value.code == 2 and last_line(capsys) == f"error: {sentence}"
-    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} and not (tmp_path / "no").exists()
+    assert before == contents() and not (tmp_path / "no").exists()
 
     with open(out / "metrics.jsonl", "a") as file:
-        file.write('{"step": 7, "nll": 1')                                                    # half a line, as a full disk leaves it
-    run_here([*argv, "--resume"])                                                             # a finished run ends again, the same
+        file.write('{"step": 7, "nll": 1')                                       # half a line, as a full disk leaves it
+    run_here([*argv, "--resume"])                                                  # a finished run ends again, the same
     again = logged(out)
     assert again == rows
 
@@ -491,7 +498,8 @@ def test_steps_come_from_epochs(tiny_checkpoint, data, tmp_path):
     (["--data", "{data}", "--model", "{model}", "--max_tokens", "20"], "a prompt has"),
 ])
 def test_bad_input_is_one_sentence_and_leaves_nothing(argv, sentence, tiny_checkpoint, data, tmp_path, capsys):
-    (tmp_path / "bad.jsonl").write_text('{"problem": "1 + 1?", "solution": "2", "answer": "2"}\n{"problem": "x", "answer": "1"}\n')
+    bad = [{"problem": "1 + 1?", "solution": "2", "answer": "2"}, {"problem": "x", "answer": "1"}]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
     argv = [a.format(tmp=tmp_path, data=data, model=tiny_checkpoint) for a in argv]
     before = set(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""Proofs of prefix_rft.py: each function against a naive loop, the whole update against a textbook in float64, whole runs."""
+"""Proofs of prefix_rft.py: functions against naive loops, the whole update against a textbook in float64, whole runs."""
 
 import copy
 import json
@@ -12,14 +12,15 @@ import pytest
 import torch
 from conftest import GSM8K, ROOT, word_problems
 from kill import assert_equal_runs, killed_and_resumed, logged, undisturbed
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM)
 
 import idft
 import prefix_rft
 import toy
 from eval import InputError, load_problems, new_sampler, parse_flags, stop_ids
-from prefix_rft import (Flags, advantages, entropy_clip, policy_loss, prefix_length, prefix_term, prefix_window, prepare, rollout,
-                        update)
+from prefix_rft import (Flags, advantages, entropy_clip, policy_loss, prefix_length, prefix_term, prefix_window, prepare,
+                        rollout, update)
 
 TIMINGS = {"rollout_s", "update_s", "rollout_tokens_per_s", "update_tokens_per_s"}
 CPU = torch.device("cpu")
@@ -29,7 +30,8 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("schedule, start, middle, end", [
     ("cosine", (0.95, 0.95), (0.5, 0.95), (0.05, 0.95)), ("linear", (0.95, 0.95), (0.5, 0.95), (0.05, 0.95)),
-    ("uniform", (0.05, 0.95), (0.05, 0.95), (0.05, 0.95)), ("full", (1, 1), (1, 1), (1, 1)), ("none", (0, 0), (0, 0), (0, 0))])
+    ("uniform", (0.05, 0.95), (0.05, 0.95), (0.05, 0.95)), ("full", (1, 1), (1, 1), (1, 1)),
+    ("none", (0, 0), (0, 0), (0, 0))])
 def test_window(schedule, start, middle, end):
     for step, window in ((0, start), (50, middle), (100, end), (1000, end)):
         assert prefix_window(step, 100, schedule=schedule) == pytest.approx(window)
@@ -38,8 +40,8 @@ def test_window(schedule, start, middle, end):
 
 
 def test_window_between_and_settings():
-    assert prefix_window(25, 100)[0] == pytest.approx(0.05 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)     # above the line at first,
-    assert prefix_window(75, 100)[0] == pytest.approx(0.05 + 0.9 * (1 - math.cos(math.pi / 4)) / 2)     # below it at the end
+    assert prefix_window(25, 100)[0] == pytest.approx(0.05 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)     # above the line
+    assert prefix_window(75, 100)[0] == pytest.approx(0.05 + 0.9 * (1 - math.cos(math.pi / 4)) / 2)     # below it
     assert prefix_window(25, 100, schedule="linear")[0] == pytest.approx(0.725)
     assert prefix_window(0, 10, high=0.8, low=0.6, low_end=0.2) == pytest.approx((0.6, 0.8))
     assert prefix_window(10, 10, high=0.8, low=0.6, low_end=0.2) == pytest.approx((0.2, 0.8))
@@ -93,7 +95,8 @@ def clipped_by_loops(adv, prefix_mask, entropy, keep, how):
     """The definition, on lists: sort all prefix tokens of the batch, keep the first ones."""
     places = [(b, t) for b in range(adv.shape[0]) for t in range(adv.shape[1]) if prefix_mask[b, t]]
     count = {"all": len(places), "none": 0}.get(how, math.ceil(round(keep * len(places), 9)))
-    order = sorted(places, key=lambda place: entropy[place].item() * (1 if how == "bottom" else -1))   # sorted() is stable
+    sign = 1 if how == "bottom" else -1
+    order = sorted(places, key=lambda place: sign * entropy[place].item())                              # stable
     result = adv.clone()
     for place in set(places) - set(order[:count]):
         result[place] = 0
@@ -104,7 +107,7 @@ def clip_case(B=6, T=11, seed=0, ties=False):
     g = torch.Generator().manual_seed(seed)
     entropy = torch.rand(B, T, generator=g)
     adv = torch.randn(B, T, generator=g)
-    adv[2] = 0                                                          # a row without advantage takes part in the ranking
+    adv[2] = 0                                                       # a row without advantage takes part in the ranking
     return adv, torch.rand(B, T, generator=g) < 0.5, (entropy * 4).round() if ties else entropy
 
 
@@ -131,7 +134,8 @@ def test_entropy_clip_random_keeps_a_share_and_needs_no_entropy():
         entropy_clip(adv, prefix, entropy, 0.2, "best")
 
 
-@pytest.mark.parametrize("tokens, keep, kept", [(0, 0.2, 0), (1, 0.2, 1), (5, 0.2, 1), (6, 0.2, 2), (10, 0.3, 3), (7, 1.0, 7), (7, 0.0, 0)])
+@pytest.mark.parametrize("tokens, keep, kept", [(0, 0.2, 0), (1, 0.2, 1), (5, 0.2, 1), (6, 0.2, 2), (10, 0.3, 3),
+                                                (7, 1.0, 7), (7, 0.0, 0)])
 def test_entropy_clip_counts(tokens, keep, kept):
     prefix = torch.arange(12)[None] < tokens
     assert (entropy_clip(torch.ones(1, 12), prefix, torch.rand(1, 12), keep)[prefix] != 0).sum() == kept
@@ -179,15 +183,16 @@ def test_policy_loss_against_a_loop_in_float64(clip):
     value, ours, metrics = loss_and_gradient(logp, old, adv, mask, denom, clip=clip)
     assert value == pytest.approx(total / denom, rel=1e-5)
     np.testing.assert_allclose(ours, gradient, atol=1e-6)
-    assert metrics["clip_share"] == pytest.approx(held / len(ratios)) and metrics["ratio"] == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert metrics["clip_share"] == pytest.approx(held / len(ratios))
+    assert metrics["ratio"] == pytest.approx(np.mean(ratios), rel=1e-5)
     assert held > 0 or clip == 1.5
 
 
-@pytest.mark.parametrize("A, ratio, moves", [(1, 1.1, True), (1, 1.3, False), (1, 0.7, True), (-1, 0.9, True), (-1, 0.7, False),
-                                             (-1, 1.3, True), (1, 1.0, True), (-1, 1.0, True)])
+@pytest.mark.parametrize("A, ratio, moves", [(1, 1.1, True), (1, 1.3, False), (1, 0.7, True), (1, 1.0, True),
+                                             (-1, 0.9, True), (-1, 0.7, False), (-1, 1.3, True), (-1, 1.0, True)])
 def test_the_clip_holds_back_only_what_has_gone_far_enough(A, ratio, moves):
-    logp = torch.tensor([[math.log(ratio)]])
-    _, gradient, metrics = loss_and_gradient(logp, torch.zeros(1, 1), torch.tensor([[float(A)]]), torch.tensor([[True]]), 1)
+    logp, old, adv, mask = torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.full((1, 1), float(A)), torch.tensor([[True]])
+    _, gradient, metrics = loss_and_gradient(logp, old, adv, mask, 1)
     assert gradient.item() == pytest.approx(-A * ratio if moves else 0) and metrics["clip_share"] == 1 - moves
 
 
@@ -195,7 +200,8 @@ def test_the_first_step_is_reinforce():
     logp, _, adv, mask = loss_case()
     value, gradient, metrics = loss_and_gradient(logp, logp, adv, mask, 50)
     torch.testing.assert_close(gradient, -(adv * mask) / 50)
-    assert value == pytest.approx(-(adv * mask).sum().item() / 50, rel=1e-5) and metrics == {"clip_share": 0, "ratio": 1}
+    assert value == pytest.approx(-(adv * mask).sum().item() / 50, rel=1e-5)
+    assert metrics == {"clip_share": 0, "ratio": 1}
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -207,8 +213,8 @@ def test_masked_tokens_touch_nothing(poison):
     value, gradient, metrics = loss_and_gradient(logp, old, adv, torch.zeros_like(mask), 50)
     assert value == 0 and (gradient == 0).all() and metrics["clip_share"] == 0
     for how in ("sft", "luffy"):
-        one, other = (loss_and_gradient(logp if x is None else logp.masked_fill(~mask, x), adv, mask, 50, loss=prefix_term, how=how)
-                      for x in (None, poison))
+        one, other = (loss_and_gradient(x, adv, mask, 50, loss=prefix_term, how=how)
+                      for x in (logp, logp.masked_fill(~mask, poison)))
         assert one[0] == other[0] and torch.equal(one[1], other[1])
 
 
@@ -220,7 +226,7 @@ def test_prefix_terms_against_the_formulas():
     value, gradient, _ = loss_and_gradient(logp, adv, mask, 50, loss=prefix_term, how="luffy")
     p = logp.double().exp()
     assert value == pytest.approx(-(adv * p / (p + 0.1))[mask].sum().item() / 50)
-    torch.testing.assert_close(gradient, (-adv * mask * p * 0.1 / (p + 0.1) ** 2 / 50).float())       # d p/(p+c) / d log p
+    torch.testing.assert_close(gradient, (-adv * mask * p * 0.1 / (p + 0.1) ** 2 / 50).float())    # d p/(p+c) / d log p
     assert all(prefix_term(logp, adv, mask, 50, how) == 0 for how in ("top", "all", "none", "random", "bottom"))
 
 
@@ -237,7 +243,7 @@ def small_model(kind="llama", seed=0):
 
 
 def hand_rows(G=5, seed=0, rewards=None):
-    """G groups of N rollouts of very unequal lengths, the last hybrid. Groups 0 and 3 have no advantage (all wrong, all right)."""
+    """G groups of N rollouts of very unequal lengths, the last hybrid. Group 0 is all wrong, group 3 all right."""
     rng = np.random.default_rng(seed)
     draw = lambda low, high: rng.integers(2, V, rng.integers(low, high)).tolist()
     rows = []
@@ -248,8 +254,8 @@ def hand_rows(G=5, seed=0, rewards=None):
             hybrid = i == N - 1 and g != 4                              # group 4 has no demonstration
             L = int(rng.integers(0, len(response))) if hybrid else 0
             reward = {0: 0.0, 3: 1.0}.get(g, float(rng.random() < 0.5))
-            rows.append({"prompt": prompt, "response": response, "L": L, "hybrid": hybrid, "finished": i != 1, "reward": reward,
-                         "entropy": 0.0, "demo": len(response), "answer": ""})
+            rows.append({"prompt": prompt, "response": response, "L": L, "hybrid": hybrid, "finished": i != 1,
+                         "reward": reward, "entropy": 0.0, "demo": len(response), "answer": ""})
     rows[N]["reward"], rows[N + 1]["reward"] = 0.0, 1.0                 # some group does have one
     return rows
 
@@ -259,7 +265,7 @@ def flags(**settings):
 
 
 def moved_by(model, rows, flags, make=None, seed=0):
-    """What update() changes, as one vector, and its metrics. Plain gradient descent at lr 1: the change is minus the gradient."""
+    """What update() changes, as one vector, and its metrics. With plain descent at lr 1 that is minus the gradient."""
     other = copy.deepcopy(model)
     optimizer = (make or (lambda p: torch.optim.SGD(p, lr=0.0)))(other.parameters())
     metrics = update(other, optimizer, rows, flags, torch.Generator().manual_seed(seed))
@@ -269,7 +275,7 @@ def moved_by(model, rows, flags, make=None, seed=0):
 def textbook(model, rows, flags):
     """The same for one mini-batch and one epoch: row by row, token by token, in float64, no clip (all ratios are 1)."""
     model = copy.deepcopy(model).double()
-    tokens = []                                                         # every response token: (row, is prefix, logp, entropy)
+    tokens = []                                                         # (row, is prefix, logp, entropy) of every one
     for r, row in enumerate(rows):
         log_p = model(input_ids=torch.tensor([row["prompt"] + row["response"]])).logits[0].log_softmax(-1)
         for t, y in enumerate(row["response"]):
@@ -280,7 +286,8 @@ def textbook(model, rows, flags):
 
     def kept(wanted, share, how):
         count = math.ceil(round(share * sum(wanted), 9))
-        order = sorted((i for i, w in enumerate(wanted) if w), key=lambda i: tokens[i][3] * (1 if how == "bottom" else -1))
+        sign = 1 if how == "bottom" else -1
+        order = sorted((i for i, w in enumerate(wanted) if w), key=lambda i: sign * tokens[i][3])
         return set(order[:{"all": len(order), "none": 0, "sft": 0, "luffy": 0}.get(how, count)])
 
     # Overlong responses that are masked are no tokens of the loss, nor of the ranking.
@@ -308,7 +315,8 @@ def textbook(model, rows, flags):
 
 @pytest.mark.parametrize("settings", [
     {}, {"keep": 0.5}, {"prefix_loss": "all"}, {"prefix_loss": "none"}, {"prefix_loss": "bottom"}, {"prefix_loss": "sft"},
-    {"prefix_loss": "luffy"}, {"advantage": "code"}, {"own_keep": 0.2}, {"mask_overlong": True}, {"schedule": "none", "own_keep": 0.5}],
+    {"prefix_loss": "luffy"}, {"advantage": "code"}, {"own_keep": 0.2}, {"mask_overlong": True},
+    {"schedule": "none", "own_keep": 0.5}],
     ids=lambda settings: " ".join(map(str, settings.values())) or "paper")
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_update_against_the_textbook(kind, settings):
@@ -321,7 +329,8 @@ def test_update_against_the_textbook(kind, settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"prefix_loss": "sft"}, {"prefix_loss": "luffy"}, {"prefix_loss": "random"},
-                                      {"own_keep": 0.5, "advantage": "code"}, {"mini_batches": 2, "epochs": 2, "lr": 0.3}],
+                                      {"own_keep": 0.5, "advantage": "code"},
+                                      {"mini_batches": 2, "epochs": 2, "lr": 0.3}],
                          ids=lambda settings: " ".join(map(str, settings.values())) or "paper")
 def test_update_is_the_same_for_every_micro_batching(settings):
     model, rows = small_model(), hand_rows()
@@ -331,8 +340,9 @@ def test_update_is_the_same_for_every_micro_batching(settings):
         assert (whole - cut).abs().max() < 1e-6 < 1e-3 < whole.abs().max()
         for key in metrics:
             assert cut_metrics[key] == pytest.approx(metrics[key], rel=1e-3, abs=1e-6), key
-    adamw = lambda p: torch.optim.AdamW(p, lr=0.0, eps=1e-3)            # a large eps: Adam makes rounding of zeros into steps
-    one, other = (moved_by(model, rows, flags(**{**settings, "lr": 1e-3}, micro_tokens=m), adamw)[0] for m in (1, 10**6))
+    adamw = lambda p: torch.optim.AdamW(p, lr=0.0, eps=1e-3)            # a large eps, or rounding errors become steps
+    small = {**settings, "lr": 1e-3}
+    one, other = (moved_by(model, rows, flags(**small, micro_tokens=m), adamw)[0] for m in (1, 10**6))
     assert (one - other).abs().max() < 1e-6 and one.abs().max() > 1e-4
 
 
@@ -348,9 +358,10 @@ def test_keeping_all_is_no_clipping():
 def test_a_prefix_without_loss_is_part_of_the_prompt():
     """prefix_loss none: the prefix is only a place to start from."""
     model, rows = small_model(), hand_rows()
-    as_prompt = [row | {"prompt": row["prompt"] + row["response"][:row["L"]], "response": row["response"][row["L"]:], "L": 0}
-                 for row in rows]
-    one, other = moved_by(model, rows, flags(prefix_loss="none"))[0], moved_by(model, as_prompt, flags(prefix_loss="all"))[0]
+    as_prompt = [row | {"prompt": row["prompt"] + row["response"][:row["L"]], "response": row["response"][row["L"]:],
+                        "L": 0} for row in rows]
+    one = moved_by(model, rows, flags(prefix_loss="none"))[0]
+    other = moved_by(model, as_prompt, flags(prefix_loss="all"))[0]
     assert (one - other).norm() < 1e-5 * one.norm() and one.norm() > 1e-2
 
 
@@ -365,9 +376,9 @@ def test_without_hybrids_every_setting_is_rft():
 
 def test_the_clip_starts_to_work_with_the_second_step():
     model, rows = small_model(), hand_rows()
-    for micro_tokens in (10**6, 100):                                   # the first ratio is 1 to the last bit: no clip is too tight
-        moved, metrics = moved_by(model, rows, flags(clip_ratio=0.0, micro_tokens=micro_tokens))
-        assert metrics["clip_share"] == 0 and torch.equal(moved, moved_by(model, rows, flags(micro_tokens=micro_tokens))[0])
+    for m in (10**6, 100):                                              # the first ratio is 1 to the last bit: no clip
+        moved, metrics = moved_by(model, rows, flags(clip_ratio=0.0, micro_tokens=m))           # is too tight for it
+        assert metrics["clip_share"] == 0 and torch.equal(moved, moved_by(model, rows, flags(micro_tokens=m))[0])
     shares = {(m, e): moved_by(model, rows, flags(mini_batches=m, epochs=e, lr=3.0))[1]["clip_share"]
               for m, e in ((1, 1), (5, 1), (1, 4))}
     assert shares[1, 1] == 0 and shares[5, 1] > 0 and shares[1, 4] > 0
@@ -389,9 +400,10 @@ def test_the_gradient_share_of_the_prefix_is_measured_without_a_trace():
     plain, metrics = moved_by(model, rows, flags(prefix_loss="all"))
     measured, more = moved_by(model, rows, flags(prefix_loss="all", prefix_grad=True))
     assert torch.equal(plain, measured) and "prefix_grad" not in metrics
-    no_own = [row if row["hybrid"] else row | {"reward": row["reward"]} for row in rows]
-    assert 0 < more["prefix_grad"] < 2 and {k: more[k] for k in metrics} == metrics
-    assert moved_by(model, no_own, flags(prefix_loss="none", prefix_grad=True))[1]["prefix_grad"] == 0
+    assert {k: more[k] for k in metrics} == metrics
+    assert moved_by(model, rows, flags(prefix_loss="none", prefix_grad=True))[1]["prefix_grad"] == 0
+    only_prefix = [row | {"L": len(row["response"])} for row in rows]
+    assert moved_by(model, only_prefix, flags(prefix_loss="all", prefix_grad=True))[1]["prefix_grad"] == 1
 
 
 def test_a_broken_number_updates_nothing(monkeypatch):
@@ -524,14 +536,17 @@ def test_prepare_keeps_the_demonstrations_of_a_share():
 def test_to_tensors(base):
     rows = hand_rows()
     b = prefix_rft.to_tensors(rows, flags(advantage="code", mask_overlong=True), CPU)
-    adv = advantages(torch.tensor([r["reward"] for r in rows]).view(-1, N), torch.tensor([r["hybrid"] for r in rows]).view(-1, N), "code")
+    rewards, hybrid = (torch.tensor([row[key] for row in rows]).view(-1, N) for key in ("reward", "hybrid"))
+    adv = advantages(rewards, hybrid, "code")
     for i, row in enumerate(rows):
         prompt, response = len(row["prompt"]), len(row["response"])
-        assert b["ids"][i, :prompt + response].tolist() == row["prompt"] + row["response"] and b["lengths"][i] == prompt + response
+        assert b["ids"][i, :prompt + response].tolist() == row["prompt"] + row["response"]
+        assert b["lengths"][i] == prompt + response
         for t in range(b["ids"].shape[1] - 1):
             place = t + 1 - prompt                                      # column t is about token t + 1
             inside = 0 <= place < response and row["finished"]
-            assert b["prefix"][i, t] == (inside and place < row["L"]) and b["own"][i, t] == (inside and place >= row["L"])
+            assert b["prefix"][i, t] == (inside and place < row["L"])
+            assert b["own"][i, t] == (inside and place >= row["L"])
             which = adv[1 if place < row["L"] else 0].flatten()[i]
             assert b["adv"][i, t] == (which if inside else 0)
 
@@ -562,8 +577,8 @@ def world(base, tmp_path_factory):
 
 
 def arguments(world, **more):
-    settings = {"model": world / "base", "data": world / "train.jsonl", "steps": 3, "batch": 4, "n": 4, "mini_batches": 2, "lr": 1e-3,
-                "max_new_tokens": 32, "rows": 16, **more}
+    settings = {"model": world / "base", "data": world / "train.jsonl", "steps": 3, "batch": 4, "n": 4,
+                "mini_batches": 2, "lr": 1e-3, "max_new_tokens": 32, "rows": 16, **more}
     return [text for key, value in settings.items() for text in (f"--{key}", str(value))]
 
 
@@ -577,14 +592,15 @@ def test_two_runs_with_one_seed_are_one(world, tmp_path):
         run_here([*arguments(world, eval_data=world / "test.jsonl", eval_every=2), "--out", tmp_path / name])
     assert_equal_runs(tmp_path / "one", tmp_path / "other", TIMINGS)
     rows = logged(tmp_path / "one")
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3] and ["accuracy" in row for row in rows] == [True, False, True, False, True]
+    assert [(row["step"], "accuracy" in row) for row in rows] == [(0, True), (1, False), (2, True), (3, False), (3, True)]
     assert sum(row.get("updates", 0) for row in rows) > 0               # there was something to learn
     run_here([*arguments(world, seed=1), "--out", tmp_path / "another"])
     assert logged(tmp_path / "another")[1]["loss"] != rows[1]["loss"]
 
 
 def test_killed_and_resumed_is_undisturbed_bit_for_bit(world, tmp_path):
-    argv = arguments(world, steps=10, save_every=2, eval_data=world / "test.jsonl", eval_every=3, prefix_loss="random", epochs=2)
+    argv = arguments(world, steps=10, save_every=2, eval_data=world / "test.jsonl", eval_every=3, prefix_loss="random",
+                     epochs=2)
     undisturbed("prefix_rft", argv, tmp_path / "whole")
     hits = killed_and_resumed("prefix_rft", argv, tmp_path / "killed", kills=3)
     assert hits >= 2
@@ -594,16 +610,16 @@ def test_killed_and_resumed_is_undisturbed_bit_for_bit(world, tmp_path):
 
 
 def test_a_real_model_on_real_text(tiny_checkpoint, tmp_path):
-    """The command of the README on a checkpoint with a BPE tokenizer: a random model earns nothing, but every stage does its work."""
+    """The README's command on a checkpoint with a BPE tokenizer: it earns nothing, but every stage does its work."""
     rows = word_problems(12)
     if GSM8K.exists():
         rows = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()[:12]]
     for name, part in (("train", rows[:8]), ("test", rows[8:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     out = tmp_path / "run"
-    done = subprocess.run([sys.executable, "prefix_rft.py", "--model", tiny_checkpoint, "--data", tmp_path / "train.jsonl", "--eval_data",
-                           tmp_path / "test.jsonl", "--steps", "2", "--batch", "4", "--n", "4", "--max_new_tokens", "64",
-                           "--method", "uft", "--lr", "1e-3", "--out", out], cwd=ROOT, capture_output=True, text=True)
+    argv = arguments(tmp_path, model=tiny_checkpoint, eval_data=tmp_path / "test.jsonl", steps=2, max_new_tokens=64,
+                     mini_batches=1, method="uft", out=out)
+    done = subprocess.run([sys.executable, "prefix_rft.py", *argv], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "before   after" in done.stdout and "test" in done.stdout
     metrics = logged(out)
@@ -611,7 +627,8 @@ def test_a_real_model_on_real_text(tiny_checkpoint, tmp_path):
     for row in metrics[1:3]:
         assert row["prefix_tokens"] > 100 and row["tokens"] > 100 and row["updates"] == 1 and row["grad_norm"] > 0
         assert row["entropy"] > 1 and 0.3 < row["prefix_share"] <= 0.95 and 0 <= row["overlong"] <= 1
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out / "checkpoint"), AutoTokenizer.from_pretrained(out / "checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(out / "checkpoint")
+    model = AutoModelForCausalLM.from_pretrained(out / "checkpoint")
     start = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters()))
     assert tokenizer("a b c").input_ids == AutoTokenizer.from_pretrained(tiny_checkpoint)("a b c").input_ids
@@ -633,9 +650,10 @@ def test_every_method_trains(world, tmp_path, method):
 
 
 def test_rft_after_sft_starts_from_the_checkpoint_of_idft(world, tmp_path):
-    idft.run(idft.main, idft.Flags, [str(a) for a in ("--model", world / "base", "--data", world / "train.jsonl", "--loss", "sft", "--lr",
-                                                     1e-3, "--steps", 2, "--batch", 4, "--out", tmp_path / "sft")])
-    run_here([*arguments(world, model=tmp_path / "sft" / "checkpoint", method="sft_rft", steps=1, lr=0), "--out", tmp_path / "rft"])
+    supervised = ["--model", world / "base", "--data", world / "train.jsonl", "--loss", "sft", "--lr", 1e-3, "--steps", 2,
+                  "--batch", 4, "--out", tmp_path / "sft"]
+    idft.run(idft.main, idft.Flags, [str(a) for a in supervised])
+    run_here(arguments(world, model=tmp_path / "sft" / "checkpoint", method="sft_rft", steps=1, lr=0, out=tmp_path / "rft"))
     one, other = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint") for name in ("sft", "rft"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
 
@@ -712,7 +730,7 @@ def test_every_arm_of_the_comparison_trains_on_the_same_budget(arm, base, monkey
     job = Flags(steps=2, batch=3, n=4, max_new_tokens=24, problems=30, compare="all", rows=12, mini_batches=2)
     result = prefix_rft.run_arm(job, arm, lr=1e-3, seed=0)
     assert {"toy-hard", "toy-longer", "toy-easy", "pass@1", "pass@8", "seconds"} == result.keys()
-    assert sequences == [12] * 2                                        # steps and sequences a step are the same for all
+    assert sequences == [12] * 2                                        # steps, and sequences a step, are equal for all
     assert len(scored) == (0 if arm in prefix_rft.SUPERVISED else 1 if arm.startswith("sft_rft") else 2)
     plain = arm.startswith(("rft", "sft_rft")) or arm in prefix_rft.SUPERVISED
     assert sum(scored) == 0 if plain else sum(scored) == 6 or "demos" in arm

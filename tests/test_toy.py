@@ -1,4 +1,4 @@
-"""The toy world keeps its promises: problems that repeat, splits that do not meet, answers that are right, a real tokenizer."""
+"""The toy keeps its promises: problems that repeat, splits that do not meet, answers that are right, a real tokenizer."""
 
 import operator
 import random
@@ -60,7 +60,7 @@ def test_no_training_problem_is_in_another_split():
     for split in ("hard", "longer", "easy"):
         assert not train & {row["problem"] for seed in range(5) for row in toy.problems(split, 400, seed)}
     hard = {row["problem"] for row in toy.problems("hard", 400)}
-    assert len(hard & {row["problem"] for row in toy.problems("hard", 400, seed=1)}) < 4     # validation is another draw
+    assert len(hard & {row["problem"] for row in toy.problems("hard", 400, seed=1)}) < 4    # validation is another draw
 
 
 def test_the_expert_is_right_and_leaps():
@@ -106,7 +106,7 @@ def test_wrong_demonstrations_end_in_a_false_answer(wrong):
     false = [steps_of(row["solution"])[2] != int(row["answer"]) for row in rows]
     assert abs(sum(false) / 400 - wrong) < 0.07
     for row, is_false in zip(rows, false):
-        assert row["answer"] == str(value_of(row["problem"].split()[:-1]))                    # the answer itself stays right
+        assert row["answer"] == str(value_of(row["problem"].split()[:-1]))               # the answer itself stays right
         assert reward(row["solution"], row["answer"]) == 1.0 - is_false
 
 
@@ -135,7 +135,7 @@ def test_the_chat_template_and_the_instruction():
     tok = toy.tokenizer()
     assert toy.INSTRUCTION == INSTRUCTION
     problem = "17 a +3 ?"
-    ids = prompt_ids(tok, problem)                                                            # the path of every real model
+    ids = prompt_ids(tok, problem)                                                        # the path of every real model
     assert tok.convert_ids_to_tokens(ids) == ["<user>", "17", "a", "+3", "?", "<assistant>"]
     chat = [{"role": "user", "content": problem}, {"role": "assistant", "content": "\\boxed{20}"}]
     whole = tok.apply_chat_template(chat, tokenize=False)
@@ -191,7 +191,7 @@ def test_pretraining_is_a_function_of_its_seed_and_touches_no_global_state():
 
 
 def test_pretraining_learns():
-    """120 small steps: the loss of clean worked examples falls well below that of a uniform guess over the vocabulary."""
+    """120 small steps: the loss of clean worked examples falls well below that of a uniform guess."""
     model, tok = toy.pretrain(0, steps=120, batch=16, lr=1e-2, width=32, heads=2, ffn=64)
     rng, losses = random.Random(7), []
     for _ in range(40):
@@ -227,7 +227,7 @@ def test_the_base_is_made_once(cheap, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters()))
     assert any(not torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters()))
     assert tok("think 3").input_ids == toy.tokenizer()("think 3").input_ids
-    assert len(list((tmp_path / "cache" / "prefix-rft-toy").iterdir())) == 2                  # two bases, nothing half-made
+    assert len(list((tmp_path / "cache" / "prefix-rft-toy").iterdir())) == 2              # two bases, nothing half-made
 
 
 def test_a_base_that_was_interrupted_is_made_again(cheap, tmp_path, monkeypatch):
