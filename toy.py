@@ -204,7 +204,11 @@ def pretrain(seed=0, steps=1300, batch=32, lr=4e-3, width=64, layers=2, heads=4,
 
 def base_model(seed=0):
     """The pre-trained toy base as (model in eval mode, tokenizer), made on first use and kept in the user's cache
-    folder under a name that hashes everything it depends on: this file, the seed and the library versions."""
+    folder under a name that hashes everything it depends on: this file, the seed and the library versions.
+
+    From here on PyTorch uses one thread: so small a model gains nothing from more, waits long for one that is busy
+    elsewhere, and with one thread its sums do not depend on how many cores the machine has."""
+    torch.set_num_threads(1)
     versions = f"{seed} {torch.__version__} {transformers_version}"
     key = hashlib.sha256(Path(__file__).read_bytes() + versions.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefix-rft-toy"
