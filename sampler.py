@@ -1,9 +1,9 @@
 """Sampling from a language model in batches: the loop in which all four methods spend their time.
 
 `model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row is done.
-Here the keys and values live in one slab in which column c of a row always holds its token c; for the length of
-a call the model's attention is replaced by one function that writes a column and attends to those before it;
-and a row that is done gives its slot to the next job. The samples are those of `generate`, in less time.
+Here the keys and values live in one slab in which column c of a row always holds its token c; during a call the
+model's attention is replaced by one function that writes a column and attends to those before it; and a row
+that is done gives its slot to the next job. The samples are those of `generate`, in less time.
 
     job       one sample of one prompt; it becomes one row of the result
     slot      one of `rows` places in the batch, which a job occupies until it is done
@@ -12,13 +12,13 @@ and a row that is done gives its slot to the next job. The samples are those of 
     reach     how many columns attention looks at: those of the longest live row, masked for the others
     logp      log p(y_t); entropy: H[p_t]; both of the temperature-scaled, untruncated distribution, in nats
 
-Randomness: sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j,
-step) and on nothing else. Neither `rows`, nor the order of the prompts, nor the company they keep changes a
+Randomness: sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt,
+j, step) and on nothing else. Neither `rows`, nor the order of the prompts, nor the company they keep changes a
 sample (as far as float rounding permits), and no generator is advanced.
 
 Left out: beam search, repetition penalties, paged or quantised caches, speculative decoding, several GPUs.
 
-    python sampler.py                  the race against generate, and the proof that both say the same: a minute
+    python sampler.py                  race it against generate, and prove that both say the same: a minute
     python sampler.py --device cuda    also Qwen2.5-1.5B shape in bf16 against the roofline: some minutes
 """
 import copy
@@ -79,8 +79,8 @@ def truncate(p, top_k, top_p):
 def draw(logits, u, temperature, top_k=0, top_p=1.0):
     """The next tokens, and what the distribution says of them.
 
-    logits (R, V) float32, u (R,) in (0, 1) -> token (R,) int64, logp (R,), entropy (R,). Temperature, top_k and
-    top_p apply in this order, that of Hugging Face. Temperature 0 is argmax, with logp and entropy at 1.
+    logits (R, V) float32, u (R,) in (0, 1) -> token (R,) int64, logp (R,), entropy (R,). First temperature,
+    then top_k, then top_p, as in Hugging Face. Temperature 0 is argmax, with logp and entropy those of 1.
     """
     log_p = (logits / temperature if temperature not in (0, 1) else logits).log_softmax(-1)
     p = log_p.exp()
@@ -106,7 +106,7 @@ class Slab:
     """Keys and values: for every layer a pair of (rows, kv heads, columns, dim).
 
     The model is called either to read prompts (`prefill`: row i of the batch fills row target[i] of the slab,
-    from column 0 on) or to read one token a row (`decode`: row i fills column pos[i], looks at `reach` columns).
+    from column 0 on) or to read a token a row (`decode`: row i fills column pos[i], looks at `reach` columns).
     """
 
     def __init__(self, rows, columns):
@@ -145,8 +145,9 @@ class Slab:
         q = q.view(B, -1, group, dim)       # a group becomes query positions: its keys are read once
         if self.varlen:
             start, used, rows = self.seen[window]
-            q, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, keys, values))      # (tokens, heads, dim)
-            out = varlen_attn(q, keys, values, rows * group, start, group, self.columns, scale=scale, seqused_k=used)
+            q, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, keys, values))  # (tokens, heads, dim)
+            out = varlen_attn(q, keys, values, rows * group, start, group, self.columns,
+                              scale=scale, seqused_k=used)
             out = out.view(B, group, -1, dim).transpose(1, 2)
         else:
             keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
@@ -161,21 +162,21 @@ class Slab:
         return bias[:, None, None]
 
     def spans(self, window):
-        """The same for varlen_attn: where a row's columns start in the flat slab, how many they are; and 0..B."""
+        """The same for varlen_attn: where a row's columns start in the flat slab, how many there are; 0..B."""
         first = (self.pos + 1 - window).clamp_min(0) if window else torch.zeros_like(self.pos)
         rows = torch.arange(len(first) + 1, device=first.device, dtype=torch.int32)
         return (rows * self.columns + F.pad(first, (0, 1))).int(), (self.pos + 1 - first).int(), rows
 
     def room(self, like, columns):
-        """Zeros (rows, kv heads, columns, dim), for varlen_attn laid out with the heads of a token together."""
+        """Zeros (rows, kv heads, columns, dim); for varlen_attn the heads of a token lie together."""
         _, heads, _, dim = like.shape
         if self.varlen:
             return like.new_zeros(self.rows, columns, heads, dim).transpose(1, 2)
         return like.new_zeros(self.rows, heads, columns, dim)
 
     def grow(self, columns, spare=0):
-        """Make room for `columns`. Without CUDA graphs the slab is as wide as it must be and is read whole: memory
-        that comes in one piece comes twice as fast."""
+        """Make room for `columns`. Without CUDA graphs the slab is as wide as it must be and is read whole:
+        memory that comes in one piece comes twice as fast."""
         if columns > self.columns:
             for pair in self.layers.values():
                 for i, old in enumerate(pair):
@@ -196,17 +197,17 @@ class Slab:
                 x.zero_()
 
 
-def slab_attention(module, query, key, value, attention_mask, slab=None, scaling=None, sliding_window=None, **_):
+def slab_attention(module, query, key, value, attention_mask, sliding_window=None, slab=None, scaling=None, **_):
     """What every layer calls in place of its own attention; `slab` is a keyword of the model's call."""
     return slab.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
-AttentionInterface.register("slab", slab_attention)     # transformers has no mask by this name and builds none
+AttentionInterface.register("slab", slab_attention)     # transformers has no mask of this name: it builds none
 
 
 @contextmanager
 def attention(model, name):
-    """The model with the attention `name`, in eval mode, without autocast or gradients; then all as it was."""
+    """The model with attention `name`, in eval mode, without autocast or gradients; then all as it was."""
     training = [(m, m.training) for m in model.modules()]
     configs = {id(config): config for config in (getattr(m, "config", None) for m in model.modules())
                if hasattr(config, "_attn_implementation")}.values()
@@ -244,11 +245,12 @@ def examine(model):
 
     calls = []
 
-    def watched(module, query, key, value, attention_mask, sliding_window=None, slab=None, scaling=None, **options):
+    def watched(module, query, key, value, attention_mask, sliding_window=None, **options):
         odd = {name for name, option in options.items() if option is not None and option is not False}
         odd |= {"a mask of its own"} if attention_mask is not None else set()
-        calls.append((module.layer_idx, sliding_window, odd - {"dropout", "position_ids", "is_causal"}))
-        return slab_attention(module, query, key, value, None, slab, scaling, sliding_window)
+        odd -= {"slab", "scaling", "dropout", "position_ids", "is_causal"}
+        calls.append((module.layer_idx, sliding_window, odd))
+        return slab_attention(module, query, key, value, None, sliding_window, **options)
 
     AttentionInterface.register("slab, watched", watched)
     rows, at = torch.arange(4, device=model.device), torch.arange(8, device=model.device).expand(4, 8)
@@ -260,7 +262,7 @@ def examine(model):
         with attention(model, "slab, watched"):
             model(input_ids=ids[:, :-1], position_ids=at[:, :-1], use_cache=False, slab=slab.prefill(rows))
             slab.decode(at[:, -1], reach=8)
-            got = model(input_ids=ids[:, -1:], position_ids=at[:, -1:], use_cache=False, slab=slab).logits[:, -1]
+            got = model(input_ids=ids[:, -1:], position_ids=at[:, -1:], use_cache=False, slab=slab)
     except Exception as error:
         refuse(f"its attention does not go through transformers.AttentionInterface ({error})")
 
@@ -275,7 +277,7 @@ def examine(model):
         if slides[layer] != (window is not None):
             refuse(f"layer {layer} attends with sliding_window={window}, against its config")
     # The median row: bf16 may send a token of one row to another expert, but a wrong model errs in every row.
-    error = ((got.float() - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)).median()
+    error = ((got.logits[:, -1].float() - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)).median()
     if not error < (1e-4 if model.device.type == "cpu" and model.dtype == torch.float32 else 5e-2):
         refuse(f"its logits through the slab are off by {error:.1e} of their size")
 
@@ -308,10 +310,10 @@ class Job:
 
 
 class Sampler:
-    """Samples from a decoder-only Hugging Face model: `rows` jobs at a time, each with its prompt in `length` tokens.
+    """Samples from a decoder-only Hugging Face model: `rows` jobs at a time, prompt and answer within `length`.
 
-    The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin of
-    it in that precision (bf16 beside float32 training weights), as of the last `sync`. On CUDA a decode step is
+    The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin
+    in that precision (bf16 beside float32 training weights), as of the last `sync`. On CUDA a decode step is
     replayed from a graph; graphs = None turns that off. ValueError for a model the slab cannot serve.
     """
 
@@ -343,9 +345,9 @@ class Sampler:
         stop            ids of the tokens that end a row; None: the model's own EOS
         temperature     0 is greedy; top_k=0 and top_p=1 truncate nothing
         combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled so far,
-                        state (R,) int64, 0 for a fresh row) -> (log-probs (R, V), normalised or not, new state)
-        halt            (tokens sampled so far, a list) -> the length to cut the row to, or None to go on; it is
-                        asked every few tokens, and a row it cuts is not finished
+                        state (R,) int64, 0 for a fresh row) -> log-probs (R, V), normalised or not; new state
+        halt            (tokens sampled so far, a list) -> the length to cut the row to, or None to go on; asked
+                        every few tokens, and a row it cuts is not finished
         ValueError, naming the row, for what cannot be sampled.
         """
         if not (n >= 1 and temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
@@ -423,7 +425,7 @@ class Sampler:
                 x[rows, step] = torch.stack(values)
             tokens = torch.stack([token for token, *_ in block])
             stopped = (tokens[..., None] == stop).any(-1).cumsum(0) > 0     # at this token or before it
-            for job, before in zip(busy, (~stopped).sum(0).tolist()):       # here the host waits for the device
+            for job, before in zip(busy, (~stopped).sum(0).tolist()):       # here the host waits
                 left = min(ahead, job.budget - job.length)
                 job.finished = before < left
                 job.length += min(before + 1, left)
@@ -523,7 +525,7 @@ class Sampler:
         return out.logits.view(B, self.streams, -1)
 
     def replay(self, B, reach):
-        """`forward` from a CUDA graph, one for each of a few batch sizes (and reaches, without varlen_attn)."""
+        """`forward` from a CUDA graph, one for each of a few batch sizes (without varlen_attn, also reaches)."""
         size = min(self.rows, max(8, 1 << (B - 1).bit_length()))
         reach = self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
         if (size, reach) not in self.graphs:
@@ -534,8 +536,12 @@ class Sampler:
             torch.cuda.current_stream().wait_stream(side)
             pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                logits = self.forward(size, reach)
+            try:
+                with torch.cuda.graph(graph, pool=pool):
+                    logits = self.forward(size, reach)
+            except RuntimeError:                # a model whose step waits for the device cannot be captured
+                self.graphs = None
+                return self.forward(B, self.slab.columns)
             self.graphs[size, reach] = graph, logits
         graph, logits = self.graphs[size, reach]
         graph.replay()
@@ -545,7 +551,7 @@ class Sampler:
 # ---- the race ----------------------------------------------------------------------------------------------
 
 def generate(model, prompts, n, new, stop, rows=64, **sampling):
-    """The baseline: `model.generate` on left-padded batches -> the sampled rows, cut after their stop token."""
+    """The baseline: `model.generate` on left-padded batches -> sampled rows, cut after their stop token."""
     sampling = sampling or dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     jobs, out = [prompt for prompt in prompts for _ in range(n)], []
     for i in range(0, len(jobs), rows):
@@ -637,8 +643,8 @@ def roofline(device, batches=(64, 256, 512), contexts=(1024, 4096)):
                 ours(16)                                            # captures the graph
                 step = (min(ours(128) for _ in range(2)) - min(ours(16) for _ in range(2))) / 112
                 least = (weights + batch * context * token) / bandwidth
-                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}{least / step:10.0%}", end="",
-                      flush=True)
+                share = least / step
+                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}{share:10.0%}", end="", flush=True)
                 del sampler
                 theirs = lambda new: seconds(lambda: generate(model, prompt, batch, new, (), rows=batch))[0]
                 theirs(2)

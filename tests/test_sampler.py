@@ -1,4 +1,4 @@
-"""Proofs about sampler.py on the CPU: the samples are those of the model, whatever the batch they were drawn in."""
+"""Proofs about sampler.py on the CPU: the samples are the model's, whatever the batch they were drawn in."""
 import copy
 import sys
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import (Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, GptOssConfig, LlamaConfig, MistralConfig,
-                          MixtralConfig, Phi3Config, PhimoeConfig, Qwen2Config, Qwen2MoeConfig, Qwen3Config, MambaConfig,
-                          BloomConfig)
+from transformers import (BloomConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, GptOssConfig,
+                          LlamaConfig, MambaConfig, MistralConfig, MixtralConfig, Phi3Config, PhimoeConfig,
+                          Qwen2Config, Qwen2MoeConfig, Qwen3Config)
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -30,7 +30,8 @@ ARCHITECTURES = {
     "phi3": Phi3Config(**SHAPE, pad_token_id=0, sliding_window=6),
     "gpt_neox": GPTNeoXConfig(**SHAPE),
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4, sliding_window=6),
-    "qwen2_moe": Qwen2MoeConfig(**SHAPE, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32),
+    "qwen2_moe": Qwen2MoeConfig(**SHAPE, num_experts=4, moe_intermediate_size=32,
+                                shared_expert_intermediate_size=32),
 }
 
 
@@ -52,16 +53,18 @@ def ragged(lengths=(1, 9, 3, 17, 5, 12, 2), seed=1):
 
 def greedy(model, prompt, budget, stop=()):
     """What generate says, cut after the first stop token."""
-    out = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                         do_sample=False, max_new_tokens=budget)[0, len(prompt):].tolist()
+    ids = torch.tensor([prompt], device=model.device)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=budget)
+    out = out[0, len(prompt):].tolist()
     ends = [i for i, token in enumerate(out) if token in stop]
     return out[:ends[0] + 1] if ends else out
 
 
 def teacher_forced(model, prompt, response, temperature):
-    logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1:-1].float()
+    ids = torch.tensor([prompt + response], device=model.device)
+    logits = model(ids, use_cache=False).logits[0, len(prompt) - 1:-1].float()
     log_p = (logits / temperature).log_softmax(-1)
-    return log_p.gather(1, torch.tensor(response)[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+    return log_p.gather(1, ids[0, len(prompt):, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
 @pytest.fixture(scope="module")
@@ -69,26 +72,27 @@ def model():
     return build()
 
 
-# ---- the same tokens as generate -------------------------------------------------------------------------------------
+# ---- the same tokens as generate ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_equals_generate(name):
     if name == "gpt2" and transformers.__version__ < "5":
         pytest.skip("GPT-2 hands no keywords to its attention before transformers 5")
     model, prompts = build(ARCHITECTURES[name]), ragged()
-    stop = greedy(model, prompts[3], 14)[3:7:3]         # two tokens that do occur, so that rows end at different times
+    stop = greedy(model, prompts[3], 14)[3:7:3]         # two tokens that do occur: rows end at different times
     want = [greedy(model, p, 14, stop) for p in prompts]
     got = Sampler(model, rows=3, length=40)(prompts, max_new_tokens=14, stop=stop, temperature=0.0)
     assert got.lists() == want
     assert got.finished.tolist() == [row[-1] in stop for row in want]
-    assert len({len(row) for row in want}) > 1 and len({t for row in want for t in row}) > 4      # the test tests
+    assert len({len(row) for row in want}) > 1 and len({t for row in want for t in row}) > 4      # it tests
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.7, 10, 1.0), (1.3, 0, 0.8), (0.0, 0, 1.0)])
+@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.7, 10, 1.0), (1.3, 0, 0.8),
+                                                       (0.0, 0, 1.0)])
 def test_statistics_equal_teacher_forcing_after_refill_and_shrink(model, temperature, top_k, top_p):
     prompts = ragged()
-    got = Sampler(model, rows=4, length=64)(prompts, n=3, max_new_tokens=30, stop=range(6), temperature=temperature,
-                                           top_k=top_k, top_p=top_p, seed=5)
+    got = Sampler(model, rows=4, length=64)(prompts, n=3, max_new_tokens=30, stop=range(6), seed=5,
+                                           temperature=temperature, top_k=top_k, top_p=top_p)
     lengths = got.mask.sum(-1)
     assert got.tokens.shape == got.mask.shape == got.logp.shape == got.entropy.shape and len(got.tokens) == 21
     assert temperature == 0 or lengths.unique().numel() > 3
@@ -105,12 +109,12 @@ def test_prefix_continuation_is_the_concatenated_prompt(model):
     prompt = ragged()[1]
     sampler = Sampler(model, rows=4, length=64)
     whole = sampler([prompt], max_new_tokens=20, stop=(), temperature=0.0).lists()[0]
-    rest = sampler([prompt + whole[:k] for k in range(20)], max_new_tokens=[20 - k for k in range(20)], stop=(),
-                   temperature=0.0).lists()
+    rest = sampler([prompt + whole[:k] for k in range(20)], max_new_tokens=[20 - k for k in range(20)],
+                   stop=(), temperature=0.0).lists()
     assert [whole[:k] + tail for k, tail in enumerate(rest)] == [whole] * 20
 
 
-# ---- randomness ------------------------------------------------------------------------------------------------------
+# ---- randomness --------------------------------------------------------------------------------------------
 
 def test_same_seed_same_samples_for_any_rows_order_and_company(model):
     prompts = ragged()
@@ -131,7 +135,7 @@ def test_two_runs_are_bitwise_equal_and_leave_the_global_generator_alone(model):
     sampler = Sampler(model, rows=5, length=64)
     before = torch.get_rng_state()
     a, b = (sampler(ragged(), n=3, max_new_tokens=20, stop=range(4), seed=9) for _ in range(2))
-    assert all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("tokens", "mask", "logp", "entropy", "finished"))
+    assert all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -140,7 +144,8 @@ def chi_square(counts, p):
     return ((counts - expected) ** 2 / expected)[p > 0].sum().item()
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.0, 7, 1.0), (1.0, 0, 0.7), (1.5, 12, 0.9)])
+@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.0, 7, 1.0), (1.0, 0, 0.7),
+                                                       (1.5, 12, 0.9)])
 def test_frequencies_follow_the_distribution(model, temperature, top_k, top_p):
     prompt, n = ragged()[1], 6000
     with torch.no_grad():
@@ -150,8 +155,8 @@ def test_frequencies_follow_the_distribution(model, temperature, top_k, top_p):
     if top_p < 1:
         logits = TopPLogitsWarper(top_p)(None, logits)
     p = logits.softmax(-1)[0]
-    got = Sampler(model, rows=1000, length=16)([prompt], n=n, max_new_tokens=1, stop=(), temperature=temperature, top_k=top_k,
-                                               top_p=top_p)
+    got = Sampler(model, rows=1000, length=16)([prompt], n=n, max_new_tokens=1, stop=(),
+                                               temperature=temperature, top_k=top_k, top_p=top_p)
     counts = torch.bincount(got.tokens[:, 0], minlength=V).float()
     assert not counts[p == 0].any()
     freedom = int((p > 0).sum()) - 1
@@ -164,11 +169,12 @@ def test_uniform_numbers_are_uniform_and_unrelated():
     assert 0 < u.min() and u.max() < 1 and u.dtype == torch.float32
     counts = torch.histc(u, 100, 0, 1)
     assert chi_square(counts, torch.full((100,), 0.01)) < 99 + 4 * (2 * 99) ** 0.5
-    for other in (u.roll(1, 0), u.roll(1, 1), u.roll((1, 1), (0, 1))):                      # neighbours in step and row
+    for other in (u.roll(1, 0), u.roll(1, 1), u.roll((1, 1), (0, 1))):      # neighbours in step and row
         assert torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1].abs() < 4 / u.numel() ** 0.5
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (5, 1.0), (20, 0.5), (0, 1e-6), (1, 0.5), (5000, 0.3), (0, 0.999)])
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (5, 1.0), (20, 0.5), (0, 1e-6), (1, 0.5), (5000, 0.3),
+                                          (0, 0.999)])
 def test_truncation_is_that_of_transformers(top_k, top_p):
     logits = 2 * torch.randn(6, 3000, generator=torch.Generator().manual_seed(0))
     logits[0] = torch.linspace(0, 0.01, 3000)           # nearly flat: the nucleus is most of the vocabulary
@@ -188,10 +194,10 @@ def test_draw_stays_in_the_support_at_both_ends():
     for u in (2.0**-24, 1 - 2.0**-24):
         token, logp, entropy = draw(logits, torch.full((2,), u), 1.0)
         assert ((token >= 300) & (token < 310)).all()
-        assert torch.allclose(entropy, torch.tensor(10.0).log()) and torch.allclose(logp, -torch.tensor(10.0).log())
+        assert torch.allclose(entropy, torch.tensor(10.0).log()) and torch.allclose(logp, -entropy)
 
 
-# ---- the slab --------------------------------------------------------------------------------------------------------
+# ---- the slab ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral"])
 def test_poisoned_columns_change_nothing(name, monkeypatch):
@@ -242,7 +248,8 @@ def test_weights_may_change_between_calls(model):
 def test_twin_follows_the_weights_in_place(model):
     model = copy.deepcopy(model)
     sampler = Sampler(model, rows=4, length=64, dtype=torch.bfloat16)
-    assert sampler.model is not model and sampler.model.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert sampler.model is not model
+    assert sampler.model.dtype == torch.bfloat16 and model.dtype == torch.float32
     assert sampler.model.model.rotary_emb.inv_freq.dtype == torch.float32
     addresses = [p.data_ptr() for p in sampler.model.parameters()]
     for p in model.parameters():
@@ -250,12 +257,13 @@ def test_twin_follows_the_weights_in_place(model):
     stale = sampler(ragged(), max_new_tokens=8, stop=(), seed=1)
     sampler.sync(model)
     fresh = sampler(ragged(), max_new_tokens=8, stop=(), seed=1)
-    again = Sampler(model, rows=4, length=64, dtype=torch.bfloat16)(ragged(), max_new_tokens=8, stop=(), seed=1)
+    anew = Sampler(model, rows=4, length=64, dtype=torch.bfloat16)
+    again = anew(ragged(), max_new_tokens=8, stop=(), seed=1)
     assert torch.equal(fresh.logp, again.logp) and not torch.equal(fresh.logp, stale.logp)
     assert addresses == [p.data_ptr() for p in sampler.model.parameters()]
 
 
-# ---- edges -----------------------------------------------------------------------------------------------------------
+# ---- edges -------------------------------------------------------------------------------------------------
 
 def test_stop_as_first_token_and_budgets(model):
     prompts, sampler = ragged((1, 1, 6)), Sampler(model, rows=2, length=64)
@@ -318,7 +326,7 @@ def test_what_the_slab_cannot_serve_is_refused_by_name(config, says):
         Sampler(build(config), rows=2, length=32)
 
 
-# ---- the model afterwards --------------------------------------------------------------------------------------------
+# ---- the model afterwards ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 def test_the_model_is_left_as_it_was(error):
@@ -349,10 +357,10 @@ def test_the_model_is_left_as_it_was(error):
     assert sampler(ragged(), max_new_tokens=6, stop=(), temperature=0.0).lists() == got.lists()
 
 
-# ---- two streams, combine, halt --------------------------------------------------------------------------------------
+# ---- two streams, combine, halt ----------------------------------------------------------------------------
 
 def blend(logits, last, step, state):
-    """Hinted stream alone until a token below 8 has been fed, then mostly the plain one; counts its steps in `state`."""
+    """Mostly the hinted stream until a token below 8 has been fed, which `state` remembers; then mostly the plain."""
     switched = state.where(~((last < 8) & (step > 0)), state.new_ones(()))
     lam = torch.where(switched.bool(), 0.8, 0.1)[:, None]
     p, q = logits.log_softmax(-1).unbind(1)
@@ -365,19 +373,20 @@ def test_two_streams_equal_an_uncached_loop(name):
     pairs = list(zip(ragged((9, 14, 5, 21, 3)), ragged((2, 6, 5, 1, 11), seed=2)))
     pairs[2] = (pairs[2][0], pairs[1][1])               # a text shared between two pairs
     stop, budget = (60, 61, 62), 15
-    got = Sampler(model, rows=3, length=64, streams=2)(pairs, n=2, max_new_tokens=budget, stop=stop, temperature=0.8,
-                                                      top_p=0.95, seed=6, combine=blend)
+    got = Sampler(model, rows=3, length=64, streams=2)(pairs, n=2, max_new_tokens=budget, stop=stop, seed=6,
+                                                      temperature=0.8, top_p=0.95, combine=blend)
     for r, row in enumerate(got.lists()):
         key = torch.tensor([row_key(6, tuple(map(tuple, pairs[r // 2])), r % 2)])
-        texts, state, last, want = [list(t) for t in pairs[r // 2]], torch.zeros(1, dtype=torch.long), None, []
+        texts, state, want = [list(t) for t in pairs[r // 2]], torch.zeros(1, dtype=torch.long), []
         for t in range(budget):
             with torch.no_grad():
-                logits = torch.stack([model(torch.tensor([text]), use_cache=False).logits[:, -1].float() for text in texts], 1)
+                logits = torch.stack([model(torch.tensor([text]), use_cache=False).logits[:, -1] for text in texts], 1)
             step = torch.tensor([t])
             mixed, state = blend(logits, torch.tensor([texts[0][-1]]), step, state)
             token, logp, entropy = draw(mixed, uniform(key, step), 0.8, top_p=0.95)
             want.append(token.item())
-            assert torch.allclose(got.logp[r, t], logp[0], atol=1e-5) and torch.allclose(got.entropy[r, t], entropy[0], atol=1e-5)
+            assert torch.allclose(got.logp[r, t], logp[0], atol=1e-5)
+            assert torch.allclose(got.entropy[r, t], entropy[0], atol=1e-5)
             for text in texts:
                 text.append(token.item())
             if token.item() in stop:
@@ -407,3 +416,95 @@ def test_halt_cuts_where_it_says_whenever_it_is_asked(model, rows):
     assert cut.lists() == want and cut.lists() != free.lists()
     assert cut.finished.tolist() == [row[-1] in stop for row in want]
     assert not cut.logp[~cut.mask].any()
+
+
+# ---- what a GPU does, acted out on the CPU -----------------------------------------------------------------
+
+def acted_varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale, seqused_k):
+    """What torch documents of varlen_attn, one row at a time, without a mask."""
+    out = []
+    for i, used in enumerate(seqused_k.tolist()):
+        keys, values = (x[cu_k[i]:cu_k[i] + used].transpose(0, 1) for x in (k, v))
+        scores = q[cu_q[i]:cu_q[i + 1]].transpose(0, 1) @ keys.transpose(1, 2) * scale
+        out.append((scores.softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(out)
+
+
+class ActedGraph:
+    """A graph that records the call of `forward` made while it is captured, and replays it into the same memory."""
+    now = None
+
+    def pool(self):
+        return 0
+
+    def __enter__(self):
+        ActedGraph.now = self
+
+    def __exit__(self, *_):
+        ActedGraph.now = None
+
+    def replay(self):
+        self.logits.copy_(self.call())
+
+
+@pytest.fixture
+def acted(monkeypatch):
+    forward = Sampler.forward
+
+    def recording(self, B, reach):
+        logits = forward(self, B, reach).clone()
+        if ActedGraph.now:
+            ActedGraph.now.call, ActedGraph.now.logits = lambda: forward(self, B, reach), logits
+        return logits
+
+    class Stream:
+        wait_stream = __enter__ = __exit__ = lambda *_: None
+
+    monkeypatch.setattr(Sampler, "forward", recording)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", ActedGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+@pytest.mark.parametrize("name, streams", [("qwen2", 1), ("mistral", 1), ("gemma3", 2)])
+def test_graphs_and_varlen_acted_out(name, streams, varlen, acted, monkeypatch):
+    """Fixed memory, padded batches and the flat slab are logic of ours: they must not change a token."""
+    model, prompts = build(ARCHITECTURES[name]), ragged()
+    more = {} if streams == 1 else {"combine": blend}
+    if streams == 2:
+        prompts = list(zip(prompts, ragged((4,) * 7, seed=2)))
+    run = lambda s, seed=4: s(prompts, n=3, max_new_tokens=18, stop=range(4), seed=seed, **more)
+    want, other = (run(Sampler(model, rows=12, length=40, streams=streams), seed) for seed in (4, 5))
+    if varlen:
+        monkeypatch.setattr(sys.modules["sampler"], "flash", lambda k, v: True)
+        monkeypatch.setattr(sys.modules["sampler"], "varlen_attn", acted_varlen, raising=False)
+    graphs = Sampler(model, rows=12, length=40, streams=streams)
+    graphs.graphs = {}
+    for _ in range(2):
+        got = run(graphs)
+        assert got.lists() == want.lists() and torch.allclose(got.logp, want.logp, atol=1e-5)
+    assert {size for size, _ in graphs.graphs} == {8, 12} and graphs.slab.varlen == varlen
+    captured = dict(graphs.graphs)
+    for pair in graphs.slab.layers.values():
+        for x in pair:
+            x.fill_(torch.nan)
+    assert run(graphs, 5).lists() == other.lists() and graphs.graphs == captured
+    for p in model.parameters():
+        p.data = p.data.clone()                         # the weights moved: what was captured reads the old ones
+    assert run(graphs).lists() == want.lists()
+    assert all(graphs.graphs[key] is not captured[key] for key in graphs.graphs)
+
+
+def test_a_model_that_cannot_be_captured_is_stepped_eagerly(model, acted, monkeypatch):
+    def fail(graph, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    want, got = Sampler(model, rows=3, length=40), Sampler(model, rows=3, length=40)
+    got.graphs = {}
+    for _ in range(2):
+        a, b = (s(ragged(), max_new_tokens=18, stop=range(4)) for s in (want, got))
+        assert a.lists() == b.lists() and got.graphs is None
