@@ -471,11 +471,13 @@ def test_rollouts_start_with_the_demonstration(base, step):
     assert len(set(plain)) > len(plain) / 2                             # the rollouts of a problem differ
 
 
-def test_overlong_responses_earn_nothing(base):
+def test_overlong_responses_earn_nothing(base, monkeypatch):
     """Even a response that holds the right answer: it did not end."""
+    monkeypatch.setattr(prefix_rft, "rewards", lambda texts, answers: [1.0] * len(texts))
     rows, f = roll(base, problems_of(base[1], "easy", 20), max_new_tokens=5)
     for row in rows:
-        assert len(row["response"]) <= 5 and (row["finished"] or (row["reward"] == 0 and len(row["response"]) == 5))
+        assert len(row["response"]) <= 5 and row["reward"] == row["finished"]
+        assert row["finished"] or len(row["response"]) == 5
         if row["hybrid"]:
             assert row["L"] <= 4                                        # something is left to write
     assert any(not row["finished"] for row in rows)

@@ -56,9 +56,10 @@ def test_problems_are_right_and_repeat(split):
 
 
 def test_no_training_problem_is_in_another_split():
-    train = {row["problem"] for seed in range(5) for row in toy.problems("train", 400, seed)}
-    for split in ("hard", "longer", "easy"):
-        assert not train & {row["problem"] for seed in range(5) for row in toy.problems(split, 400, seed)}
+    """Of train and hard so many that 6 problems of 4 operations would be in both by chance."""
+    train = {row["problem"] for seed in range(5) for row in toy.problems("train", 4000, seed)}
+    for split, n in (("hard", 4000), ("longer", 400), ("easy", 400)):
+        assert not train & {row["problem"] for seed in range(5) for row in toy.problems(split, n, seed)}
     hard = {row["problem"] for row in toy.problems("hard", 400)}
     assert len(hard & {row["problem"] for row in toy.problems("hard", 400, seed=1)}) < 4    # validation is another draw
 
