@@ -211,7 +211,7 @@ def normalise(row):
     if isinstance(solution, list) and solution and isinstance(solution[0], dict):
         solution = chat(solution)[-1]["content"]             # TRL: the completion as a conversation
     elif isinstance(solution, list):
-        solution = [string(s, "solution") for s in solution]
+        solution = [text for text in (string(s, "solution") for s in solution) if text] or None
     else:
         solution = string(solution, "solution")
 

@@ -377,12 +377,13 @@ def compare_training(flags):
 
     file, arms = Path(flags.out) / "compare.jsonl", [(texts, loss) for texts in ARMS for loss in ("sft", "idft")]
     tuning = sweep(file, [{"texts": texts, "loss": loss, "lr": lr, "seed": TUNING_SEED}
-                          for texts, loss in arms for lr in GRID], one)
+                          for texts, loss in arms for lr in GRID], one, steps=flags.steps)
     print(f"{'texts':14}  loss      lr   hard          longer        easy")
     for texts, loss in arms:
         tried = [row for row in tuning if row["texts"] == texts and row["loss"] == loss]
         lr = max(tried, key=lambda row: row["valid"])["lr"]
-        rows = sweep(file, [{"texts": texts, "loss": loss, "lr": lr, "seed": seed} for seed in SEEDS], one)
+        rows = sweep(file, [{"texts": texts, "loss": loss, "lr": lr, "seed": seed} for seed in SEEDS], one,
+                     steps=flags.steps)
         accuracy = [mean_std([row[f"toy-{split}"] for row in rows]) for split in ("hard", "longer", "easy")]
         print(f"{texts:14}  {loss:4}  {lr:6.0e}   {'   '.join(accuracy)}")
 
@@ -477,7 +478,8 @@ def main(flags):
         out, model, tokenizer, optimizer, state = start_run(flags)
         problems = readable(model, tokenizer, problems, flags.analysis)
         benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
-        state.setdefault("before", assess(model, tokenizer, benchmarks, flags.max_new_tokens))
+        if "before" not in state:
+            state["before"] = assess(model, tokenizer, benchmarks, flags.max_new_tokens)
         out.mkdir(parents=True, exist_ok=True)
         train(model, tokenizer, problems, flags, optimizer, state, out)
         print(before_and_after(state["before"], assess(model, tokenizer, benchmarks, flags.max_new_tokens)))

@@ -280,14 +280,15 @@ def before_and_after(before, after):
     return "\n".join(["greedy accuracy   before   after", *lines])
 
 
-def sweep(file, jobs, run_one):
+def sweep(file, jobs, run_one, **also):
     """The results of run_one(**job), a dict, for every job, a dict. Each is a line of `file`, and what stands there is
-    not run again: a sweep that was stopped goes on where it was."""
+    not run again: a sweep that was stopped goes on where it was. also: what else tells a result from another."""
     done, results = read_log(file), []
     for job in tqdm(jobs, desc=file.stem, leave=False):
-        found = next((row for row in done if all(row[key] == value for key, value in job.items())), None)
+        wanted = {**job, **also}
+        found = next((row for row in done if all(row.get(key) == value for key, value in wanted.items())), None)
         if found is None:
-            found = {**job, **run_one(**job)}
+            found = {**wanted, **run_one(**job)}
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(file, "a") as lines:
                 lines.write(json.dumps(found) + "\n")
@@ -394,9 +395,11 @@ def compare(flags):
     print(f"{'loss':6} {'lr':>6}  wrong   hard          longer        easy")
     for wrong in (0.0, 0.3):
         for loss in losses:
-            tuning = sweep(file, [{"loss": loss, "lr": lr, "wrong": wrong, "seed": TUNING_SEED} for lr in GRID], one)
+            tuning = sweep(file, [{"loss": loss, "lr": lr, "wrong": wrong, "seed": TUNING_SEED} for lr in GRID], one,
+                           steps=flags.steps)
             lr = max(tuning, key=lambda row: row["valid"])["lr"]
-            rows = sweep(file, [{"loss": loss, "lr": lr, "wrong": wrong, "seed": seed} for seed in SEEDS], one)
+            rows = sweep(file, [{"loss": loss, "lr": lr, "wrong": wrong, "seed": seed} for seed in SEEDS], one,
+                         steps=flags.steps)
             scores = [mean_std([row[f"toy-{split}"] for row in rows]) for split in ("hard", "longer", "easy")]
             print(f"{loss:6} {lr:6.0e}  {wrong:4.0%}   " + "   ".join(scores), flush=True)
 

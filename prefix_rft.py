@@ -438,7 +438,8 @@ def compare(flags):
     arm is reported on five other seeds. Results stand in <out>/compare.jsonl; a stopped comparison goes on there."""
     arms = {"main": MAIN, "ablations": {**ABLATIONS, **DATA}, "all": ARMS}[flags.compare]
     file, columns = Path(flags.out) / "compare.jsonl", ("toy-hard", "toy-longer", "toy-easy", "pass@1", "pass@8")
-    results = lambda arm, jobs: sweep(file, [{"arm": arm, **job} for job in jobs], lambda **job: run_arm(flags, **job))
+    results = lambda arm, jobs: sweep(file, [{"arm": arm, **job} for job in jobs], lambda **job: run_arm(flags, **job),
+                                      steps=flags.steps)
     print(f"{'arm':24}    lr   " + "".join(f"{name:14}" for name in columns))
     for arm in arms:
         tuning = results(arm.split(",")[0], [{"lr": lr, "seed": TUNING_SEED} for lr in GRID])

@@ -69,7 +69,7 @@ def test_all_commands_run(small_world, monkeypatch, capsys):
 
 
 def test_names_in_the_readme_exist():
-    for name in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+    for name in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
         assert (ROOT / name).exists(), name
     for name, lines in re.findall(r"\[(\w+\.py)\]\(\1\) \| (\d+) lines", README):
         assert abs(len((ROOT / name).read_text().splitlines()) - int(lines)) <= 15, name

@@ -309,6 +309,8 @@ def test_a_table_of_positions_limits_the_length():
     model = build(GPT2Config(vocab_size=V, n_embd=48, n_layer=2, n_head=4, n_positions=32))
     sampler = Sampler(model, length=2048)
     assert sampler([[5] * 20], max_new_tokens=12, stop=()).mask.sum() == 12
+    beside = sampler([[5] * 30, [6] * 3], max_new_tokens=[2, 25], stop=(), temperature=0.0)     # one runs past its end
+    assert beside.lists() == [greedy(model, [5] * 30, 2), greedy(model, [6] * 3, 25)]
     with pytest.raises(ValueError, match="length=32"):
         sampler([[5] * 21], max_new_tokens=12, stop=())
 
