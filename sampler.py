@@ -1,9 +1,9 @@
 """Sampling from a language model in batches: the loop in which all four methods spend their time.
 
 `model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row is done.
-Here the keys and values live in one slab in which column c of a row always holds its token c; during a call the
-model's attention is replaced by one function that writes a column and attends to those before it; and a row
-that is done gives its slot to the next job. The samples are those of `generate`, in less time.
+Here the keys and values live in one slab in which column c of a row always holds its token c; during a call
+the model's attention is replaced by one function that writes a column and attends to those before it; and a
+row that is done gives its slot to the next job. The samples are those of `generate`, in less time.
 
     job       one sample of one prompt; it becomes one row of the result
     slot      one of `rows` places in the batch, which a job occupies until it is done
@@ -13,8 +13,8 @@ that is done gives its slot to the next job. The samples are those of `generate`
     logp      log p(y_t); entropy: H[p_t]; both of the temperature-scaled, untruncated distribution, in nats
 
 Randomness: sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt,
-j, step) and on nothing else. Neither `rows`, nor the order of the prompts, nor the company they keep changes a
-sample (as far as float rounding permits), and no generator is advanced.
+j, step) and on nothing else. Neither `rows`, nor the order of the prompts, nor the company they keep changes
+a sample (as far as float rounding permits), and no generator is advanced.
 
 Left out: beam search, repetition penalties, paged or quantised caches, speculative decoding, several GPUs.
 
@@ -105,12 +105,12 @@ def flash(k, v):
 class Slab:
     """Keys and values: for every layer a pair of (rows, kv heads, columns, dim).
 
-    The model is called either to read prompts (`prefill`: row i of the batch fills row target[i] of the slab,
-    from column 0 on) or to read a token a row (`decode`: row i fills column pos[i], looks at `reach` columns).
+    The model is called to read prompts (`prefill`: row i of the batch fills row target[i] of the slab, from
+    column 0 on) or to read a token a row (`decode`: row i fills column pos[i] and looks at `reach` columns).
     """
 
     def __init__(self, rows, columns):
-        self.rows, self.columns, self.layers, self.varlen = rows, columns, {}, False
+        self.rows, self.columns, self.layers, self.varlen = rows, columns, {}, True
 
     def prefill(self, target):
         self.target, self.pos = target, None
@@ -123,7 +123,7 @@ class Slab:
     def attend(self, layer, q, k, v, scale, window):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
         if layer not in self.layers:
-            self.varlen = flash(k, v)
+            self.varlen &= flash(k, v)
             self.layers[layer] = [self.room(x, self.columns) for x in (k, v)]
         keys, values = self.layers[layer]
         B, heads, T, dim = q.shape
@@ -140,18 +140,18 @@ class Slab:
         at = self.pos[:, None, None, None]
         keys.scatter_(2, at.expand_as(k), k)                        # row i, column pos[i]
         values.scatter_(2, at.expand_as(v), v)
-        if window not in self.seen:                                 # made once a step, shared by the layers
-            self.seen[window] = self.spans(window) if self.varlen else self.bias(window, q.dtype)
+        if (window, self.varlen) not in self.seen:                  # made once a step, shared by the layers
+            self.seen[window, self.varlen] = self.spans(window) if self.varlen else self.bias(window, q.dtype)
         q = q.view(B, -1, group, dim)       # a group becomes query positions: its keys are read once
         if self.varlen:
-            start, used, rows = self.seen[window]
-            q, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, keys, values))  # (tokens, heads, dim)
+            start, used, rows = self.seen[window, True]
+            q, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, keys, values))
             out = varlen_attn(q, keys, values, rows * group, start, group, self.columns,
                               scale=scale, seqused_k=used)
             out = out.view(B, group, -1, dim).transpose(1, 2)
         else:
             keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
-            out = F.scaled_dot_product_attention(q, keys, values, self.seen[window], scale=scale)
+            out = F.scaled_dot_product_attention(q, keys, values, self.seen[window, False], scale=scale)
         return out.reshape(B, 1, heads, -1)
 
     def bias(self, window, dtype):
@@ -162,7 +162,7 @@ class Slab:
         return bias[:, None, None]
 
     def spans(self, window):
-        """The same for varlen_attn: where a row's columns start in the flat slab, how many there are; 0..B."""
+        """The same for varlen_attn: the start of a row's columns in the flat slab, their number; and 0..B."""
         first = (self.pos + 1 - window).clamp_min(0) if window else torch.zeros_like(self.pos)
         rows = torch.arange(len(first) + 1, device=first.device, dtype=torch.int32)
         return (rows * self.columns + F.pad(first, (0, 1))).int(), (self.pos + 1 - first).int(), rows
@@ -197,12 +197,13 @@ class Slab:
                 x.zero_()
 
 
-def slab_attention(module, query, key, value, attention_mask, sliding_window=None, slab=None, scaling=None, **_):
+def slab_attention(module, query, key, value, attention_mask, sliding_window=None, slab=None, scaling=None,
+                   **others):
     """What every layer calls in place of its own attention; `slab` is a keyword of the model's call."""
     return slab.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
-AttentionInterface.register("slab", slab_attention)     # transformers has no mask of this name: it builds none
+AttentionInterface.register("slab", slab_attention)     # transformers has no mask of this name and builds none
 
 
 @contextmanager
@@ -310,7 +311,7 @@ class Job:
 
 
 class Sampler:
-    """Samples from a decoder-only Hugging Face model: `rows` jobs at a time, prompt and answer within `length`.
+    """Samples from a decoder-only Hugging Face model, `rows` jobs at a time, of up to `length` tokens each.
 
     The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin
     in that precision (bf16 beside float32 training weights), as of the last `sync`. On CUDA a decode step is
@@ -346,8 +347,8 @@ class Sampler:
         temperature     0 is greedy; top_k=0 and top_p=1 truncate nothing
         combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled so far,
                         state (R,) int64, 0 for a fresh row) -> log-probs (R, V), normalised or not; new state
-        halt            (tokens sampled so far, a list) -> the length to cut the row to, or None to go on; asked
-                        every few tokens, and a row it cuts is not finished
+        halt            (list of tokens sampled so far) -> the length to cut the row to, or None to go on;
+                        asked every few tokens, and a row it cuts is not finished
         ValueError, naming the row, for what cannot be sampled.
         """
         if not (n >= 1 and temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
@@ -525,7 +526,7 @@ class Sampler:
         return out.logits.view(B, self.streams, -1)
 
     def replay(self, B, reach):
-        """`forward` from a CUDA graph, one for each of a few batch sizes (without varlen_attn, also reaches)."""
+        """`forward` from a CUDA graph: one for each of a few batch sizes, and reaches without varlen_attn."""
         size = min(self.rows, max(8, 1 << (B - 1).bit_length()))
         reach = self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
         if (size, reach) not in self.graphs:
@@ -643,8 +644,8 @@ def roofline(device, batches=(64, 256, 512), contexts=(1024, 4096)):
                 ours(16)                                            # captures the graph
                 step = (min(ours(128) for _ in range(2)) - min(ours(16) for _ in range(2))) / 112
                 least = (weights + batch * context * token) / bandwidth
-                share = least / step
-                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}{share:10.0%}", end="", flush=True)
+                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}", end="")
+                print(f"{least / step:10.0%}", end="", flush=True)
                 del sampler
                 theirs = lambda new: seconds(lambda: generate(model, prompt, batch, new, (), rows=batch))[0]
                 theirs(2)
