@@ -84,7 +84,7 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0):
     """
     log_p = (logits / temperature if temperature not in (0, 1) else logits).log_softmax(-1)
     p = log_p.exp()
-    entropy = torch.special.entr(p).sum(-1)                         # -p ln p, and 0 where p = 0
+    entropy = -(p * log_p.clamp_min(-200)).sum(-1)                  # p is 0 long before; 0 * inf is NaN
     token = logits.argmax(-1)
     if temperature:
         kept = truncate(p, top_k, top_p) if top_k or top_p < 1 else p
@@ -203,7 +203,7 @@ def slab_attention(module, query, key, value, attention_mask, sliding_window=Non
     return slab.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
-AttentionInterface.register("slab", slab_attention)     # transformers has no mask of this name and builds none
+AttentionInterface.register("slab", slab_attention)     # a name for which transformers builds no mask
 
 
 @contextmanager
