@@ -76,8 +76,8 @@ def model():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_equals_generate(name):
-    if name == "gpt2" and transformers.__version__ < "5":
-        pytest.skip("GPT-2 hands no keywords to its attention before transformers 5")
+    if name in ("gpt2", "qwen2_moe") and transformers.__version__ < "5":
+        pytest.skip("before transformers 5 its attention takes no keywords")
     model, prompts = build(ARCHITECTURES[name]), ragged()
     stop = greedy(model, prompts[3], 14)[3:7:3]     # two tokens that occur: rows end at different times
     want = [greedy(model, p, 14, stop) for p in prompts]
