@@ -49,7 +49,7 @@ from tqdm import tqdm
 import toy
 from ddt import cll, logp_entropy, token_stats
 from eval import (InputError, demo_ids, evaluate, flag, load_benchmarks, load_model, load_problems, new_run,
-                  pick_device, prompt_ids, run)
+                  pick_device, prompt_ids, run, write)
 
 
 # ---- the loss ------------------------------------------------------------------------------------------------------
@@ -236,8 +236,7 @@ def start_run(flags):
     if flags.resume and (out / "metrics.jsonl").exists():
         rows = read_log(out / "metrics.jsonl") if checkpoint else []
         rows = [row for row in rows if row["step"] <= state["step"] and (row["step"] == 0 or "loss" in row)]
-        (out / "metrics.tmp").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(out / "metrics.tmp", out / "metrics.jsonl")
+        write(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return out, model, tokenizer, optimizer, state
 
 

@@ -35,7 +35,6 @@ verl).
     python prefix_rft.py --model Qwen/Qwen2.5-Math-1.5B --data train.jsonl --eval_data math500 --max_new_tokens 3000
 """
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
