@@ -1,29 +1,24 @@
 """
 eval.py - how good is a model, and the border where flags, problems and models come in.
 
-A model answers every problem n times, and reward.py says which answers are right. The mean over
-all answers is avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 0.6,
-top-p 0.95); pass@k is the chance that at least one of k answers is right (2107.03374, eq. 1). The
-95 % interval draws the *problems* anew: n answers to one problem are not n independent facts.
+A model answers every problem n times, and reward.py says which answers are right. Their mean is
+avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 0.6, top-p 0.95);
+pass@k is the chance that one of k answers is right (2107.03374). The 95 % interval draws the
+*problems* anew: n answers to one problem are not n independent facts.
 
-The file is also the project's border. What a user can get wrong - a flag, a line of a data file,
-a checkpoint - is met here with an InputError: one sentence that says where, what, and how to mend
-it. Behind the border nothing is checked twice.
+The file is also the border. What a user can get wrong - a flag, a line of a file, a checkpoint - is
+met here with an InputError: one sentence that says where, what, and how to mend it. Behind the
+border nothing is checked twice.
 
-    n         answers sampled a problem
-    c         how many of them are right
-    k         answers one would be allowed
+    n, c, k   answers sampled a problem, how many of them are right, how many one is allowed
     row       one line of a file
-    problem   {"problem", "solution", "answer"}, what load_problems makes of a row
+    problem   {"problem", "solution", "answer"}, which load_problems makes of a row
 
-Left out: few-shot prompts, judges other than reward.py, several GPUs. On a GPU answers are sampled
-in bfloat16, from a copy of the float32 model.
+Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
-    python eval.py                                             the toy's base model, greedily
+    python eval.py                                            the toy's base model, greedily
     python eval.py --model runs/prefix_rft/checkpoint --out runs/after
-    python eval.py --compare runs/eval runs/after              their difference, problem by problem
-    python eval.py --model Qwen/Qwen2.5-Math-1.5B --data math500 aime25 my.jsonl \\
-        --n 8 --temperature 0.6 --ks 1 8
+    python eval.py --model Qwen/Qwen2.5-Math-1.5B --data math500 my.jsonl --n 8 --temperature 0.6
 """
 
 import argparse
@@ -50,19 +45,15 @@ from sampler import Sampler
 INSTRUCTION = toy.INSTRUCTION    # "\nPlease reason step by step, ... \boxed{}": Prefix-RFT's words
 
 # Benchmarks with a JSONL file on the Hub. Most others are parquet, which needs one more package.
-BENCHMARKS = {
-    "gsm8k": "hf://DaertML/gsm8k-jsonl/test.jsonl",
-    "math500": "hf://HuggingFaceH4/MATH-500/test.jsonl",
-    "aime25": "hf://math-ai/aime25/test.jsonl",
-    "minerva": "hf://math-ai/minervamath/test.jsonl",
-}
+BENCHMARKS = {"gsm8k": "hf://DaertML/gsm8k-jsonl/test.jsonl",
+              "math500": "hf://HuggingFaceH4/MATH-500/test.jsonl",
+              "aime25": "hf://math-ai/aime25/test.jsonl",
+              "minerva": "hf://math-ai/minervamath/test.jsonl"}
 
-# The keys of a row: the first alias that holds something wins.
-ALIASES = {
-    "problem": ("problem", "question", "prompt"),
-    "solution": ("solution", "demo", "demonstration", "completion", "response"),
-    "answer": ("answer", "final_answer", "ground_truth"),
-}
+# The keys of a row: the first that holds something wins.
+ALIASES = {"problem": ("problem", "question", "prompt"),
+           "solution": ("solution", "demo", "demonstration", "completion", "response"),
+           "answer": ("answer", "final_answer", "ground_truth")}
 
 
 class InputError(ValueError):
@@ -71,10 +62,7 @@ class InputError(ValueError):
 
 def one_line(error):
     """A library's error on one line of at most 200 characters."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    if len(line) > 200:
-        line = line[:200].rsplit(" ", 1)[0] + " ..."
-    return line
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # ---- flags --------------------------------------------------------------------------------------
@@ -87,15 +75,14 @@ class InRange(argparse.Action):
         self.low, self.high = low, high
 
     def __call__(self, parser, namespace, values, option):
-        numbers = values if isinstance(values, list) else [values]
-        for number in numbers:
+        for number in values if isinstance(values, list) else [values]:
             if not self.low <= number <= self.high:
-                parser.error(f"{option} {number} is out of range: {self.low} to {self.high}")
+                refuse(f"{option} {number} is out of range: {self.low} to {self.high}")
         setattr(namespace, self.dest, values)
 
 
 def flag(default, help, low=None, high=None):
-    """A field of a Flags dataclass; numbers have an inclusive range."""
+    """A field of a Flags dataclass; a number has an inclusive range."""
     metadata = {"help": help.replace("%", "%%")}         # argparse formats help with %
     if low is not None:
         metadata.update(action=InRange, low=low, high=high)
@@ -105,19 +92,18 @@ def flag(default, help, low=None, high=None):
 
 
 def refuse(message):
-    """What argparse calls on a mistake; its own version prints the usage and exits."""
+    """For argparse, whose own way is to print the usage and exit."""
     raise InputError(f"{message} (--help lists all flags)")
 
 
 def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
-    """The command line -> Flags(...). InputError for an unknown flag or a value that is not allowed.
+    """The command line -> Flags(...); InputError for an unknown flag or a value not allowed.
 
     The dataclass holds the defaults for real models. toy_defaults {flag: default} replace them when
     --data is toy, methods[--method] {flag: default} replace both; what is typed wins over all."""
     title = sys.modules[Flags.__module__].__doc__.strip().split("\n")[0]
-    parser = HfArgumentParser(Flags, description=title.replace("%", "%%"), allow_abbrev=False)
+    parser = HfArgumentParser(Flags, description=title, allow_abbrev=False)
     parser.error = refuse
-
     # --help names every default that may be used, not only the dataclass's
     for action in parser._actions:
         others = ""
@@ -127,16 +113,16 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
         if others:
             action.help += f" (default: %(default)s{others})"
 
-    # twice: which defaults hold is known after the first reading
-    options = {"return_remaining_strings": True, "look_for_args_file": False}
-    flags, unknown = parser.parse_args_into_dataclasses(argv, **options)
+    # which defaults hold is known after a first reading; the second lets typed flags win over them
+    how = {"return_remaining_strings": True, "look_for_args_file": False}
+    flags, unknown = parser.parse_args_into_dataclasses(argv, **how)
     if unknown:
         refuse(f"unknown flag {unknown[0]}")
     if toy_defaults and flags.data == "toy":
         parser.set_defaults(**toy_defaults)
     if methods:
         parser.set_defaults(**methods[flags.method])
-    return parser.parse_args_into_dataclasses(argv, **options)[0]
+    return parser.parse_args_into_dataclasses(argv, **how)[0]
 
 
 def run_script(main, Flags, toy_defaults={}, methods={}):
@@ -155,25 +141,25 @@ def run_script(main, Flags, toy_defaults={}, methods={}):
 
 def pick_device(name):
     """"auto" (the GPU if there is one), "cpu" or "cuda" -> torch.device."""
-    if name not in ("auto", "cpu", "cuda"):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU here, choose auto or cpu")
-    if name == "auto" and torch.cuda.is_available():
-        name = "cuda"
-    return torch.device(name if name != "auto" else "cpu")
+    return torch.device(name)
 
 
 # ---- files --------------------------------------------------------------------------------------
 
 def new_run(out, resume):
-    """Path(out), if a run may start there or, with resume, go on. The first result makes it."""
+    """Path(out), if a run may start there or go on. It is not made: a refused run leaves nothing."""
     out = Path(out)
+    if resume and not out.is_dir():
+        raise InputError(f"--resume: there is no run in {out}")
     if not resume and out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out {out} already holds a run: add --resume or name another --out")
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
+    place = next(place for place in [out, *out.absolute().parents] if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise InputError(f"--out {out}: {place} is no directory that can be written to")
     return out
@@ -181,36 +167,34 @@ def new_run(out, resume):
 
 def write_file(path, text):
     """Replace path in one move: a kill leaves the old file or the new one."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
+    beside = Path(f"{path}.tmp")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 
 def read_log(path):
-    """The rows of a JSONL file that a script wrote, [] if there is none. Half a line at its end,
-    left by a kill, is cut off."""
-    path = Path(path)
-    if not path.exists():
+    """The rows of a JSONL file, [] if there is none. Half a line at its end, left by a kill, is cut
+    off."""
+    if not Path(path).exists():
         return []
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    os.truncate(path, Path(path).read_bytes().rfind(b"\n") + 1)
     return [row for _, row in read_rows(path)]
 
 
 def read_rows(path):
-    """A JSONL file, or one JSON array -> list of (place, row): "my.jsonl line 3" and a dict."""
+    """A JSONL file or one JSON array -> list of (place, row), place being "my.jsonl line 3"."""
     path = str(path)
     file = download(path) if path.startswith("hf://") else path
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as such") from None
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
 
     rows = []
     if text.lstrip().startswith("["):
-        for number, row in enumerate(parse_json(text, path, 1), 1):
+        for number, row in enumerate(parse_json(text, path), 1):
             rows.append((f"{path} item {number}", row))
     else:
         for number, line in enumerate(text.split("\n"), 1):
@@ -222,24 +206,25 @@ def read_rows(path):
     return rows
 
 
-def parse_json(text, path, first_line):
-    """json.loads(text); InputError with the line of the file if it is not valid."""
+def parse_json(text, path, line=1):
+    """The value of a text that begins at this line of path."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()   # fails on half a character, "\ud800"
+        return value
     except (ValueError, RecursionError) as error:
-        line = first_line + getattr(error, "lineno", 1) - 1
-        why = str(error).split(":")[0]
+        line += getattr(error, "lineno", 1) - 1
+        why = getattr(error, "msg", one_line(error))
         raise InputError(f"{path} line {line} is not valid JSON: {why}") from None
 
 
 def download(path):
     """hf://owner/name/path/to/file -> where the file lies in the local Hub cache."""
-    match = re.fullmatch("hf://([^/]+/[^/]+)/(.+)", path)
-    if not match:
+    found = re.fullmatch("hf://([^/]+/[^/]+)/(.+)", path)
+    if not found:
         raise InputError(f"{path} is incomplete: write hf://owner/name/path/to/file.jsonl")
-    repo, file = match.groups()
     try:
-        return huggingface_hub.hf_hub_download(repo, file, repo_type="dataset")
+        return huggingface_hub.hf_hub_download(*found.groups(), repo_type="dataset")
     except Exception as error:                           # offline, gated, renamed, ...
         raise InputError(f"{path} could not be downloaded: {one_line(error)}") from None
 
@@ -256,12 +241,12 @@ def load_problems(path, require=("answer",)):
     for place, row in read_rows(path):
         try:
             problem = to_problem(row)
+            for key in ("problem", *require):
+                if not problem[key]:
+                    raise InputError(f"{key} ({'|'.join(ALIASES[key])}) is missing or empty")
         except InputError as error:
-            raise InputError(f"{place}: {error}") from None
-        for key in ("problem", *require):
-            if not problem[key]:
-                names, keys = "|".join(ALIASES[key]), ", ".join(row) or "none"
-                raise InputError(f"{place}: {key} ({names}) is missing or empty, its keys: {keys}")
+            raise InputError(f"{place}: {error}; its keys are: {', '.join(row) or 'none'}; other "
+                             "formats: python bridges/convert.py in.jsonl out.jsonl") from None
         problems.append(problem)
     if not problems:
         raise InputError(f"{path} is empty: give one JSON object with problem and answer a line")
@@ -270,75 +255,56 @@ def load_problems(path, require=("answer",)):
 
 def to_problem(row):
     """A row with our keys or their aliases, or of GSM8K -> a problem; what is missing is None."""
+    # multiple choice would lose its options
+    for key in ("choices", "options"):
+        if row.get(key):
+            raise InputError(f"the problem would lose its {key}")
     problem = first_alias(row, "problem")
     solution = first_alias(row, "solution")
     answer = first_alias(row, "answer")
-    refuse_other_formats(row, problem, solution)
 
-    problem = to_chat(problem) if isinstance(problem, list) else to_text(problem, "problem")
-    if isinstance(solution, list):
-        solution = [to_text(text, "solution") for text in solution]
-        if None in solution:
-            raise InputError("one of the solutions is empty")
-        first_solution = solution[0]
+    # texts, but a problem may be a chat, a solution a list of several, an answer a number
+    if isinstance(problem, list):
+        check_chat(problem)
     else:
-        solution = first_solution = to_text(solution, "solution")
+        check_text(problem, "problem")
+    solutions = solution if isinstance(solution, list) else [solution]
+    for text in solutions:
+        check_text(text, "solution")
     if type(answer) in (int, float):
         answer = str(answer)
-    answer = to_text(answer, "answer")
+    check_text(answer, "answer")
 
-    # GSM8K keeps both in its answer; else the solution's box may say the answer
+    # GSM8K keeps both in its answer; else the box of a solution may say the answer
     if answer and "####" in answer:
         worked, answer = split_gsm8k(answer)
         solution = solution or worked
-    elif answer is None and first_solution and "\\boxed" in first_solution:
-        answer = extract_answer(first_solution)
+    elif not answer and solution and "\\boxed" in solutions[0]:
+        answer = extract_answer(solutions[0])
     return {"problem": problem, "solution": solution, "answer": answer}
 
 
 def first_alias(row, key):
-    """The first value that a row holds under an alias of key, or None."""
+    """The first value that is not empty under the aliases of key, or None."""
     for alias in ALIASES[key]:
         if row.get(alias) not in (None, "", []):
             return row[alias]
 
 
-def refuse_other_formats(row, problem, solution):
-    """Multiple choice, alpaca and TRL's conversations would lose something if read as ours."""
-    found = None
-    for key in ("choices", "options", "Correct Answer"):
-        if row.get(key):
-            found = key
-    for key in ("instruction", "messages"):
-        if row.get(key) and not problem:
-            found = key
-    if isinstance(solution, list) and isinstance(solution[0], dict):
-        found = "completion"
-    if found:
-        raise InputError(f"{found} is another format's key, convert the file first: "
-                         "python bridges/convert.py in.jsonl out.jsonl")
-
-
-def to_text(value, key):
-    """value, if it is a text that can be written as UTF-8; None for None and for blank text."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
+def check_text(value, key):
+    """InputError unless value is None or a text that says something."""
+    if value is not None and not isinstance(value, str):
         raise InputError(f"{key} must be a text, not {str(value)[:40]}")
-    if re.search("[\ud800-\udfff]", value):
-        raise InputError(f"{key} holds half a character (\\ud800 to \\udfff): mend the encoding")
-    return value if value.strip() else None
+    if value is not None and not value.strip():
+        raise InputError(f"{key} is blank")
 
 
-def to_chat(turns):
-    """A fresh copy of turns, if they are a chat: a list of {"role": text, "content": text}."""
-    copy = []
+def check_chat(turns):
+    """InputError unless turns are a list of {"role": text, "content": text}."""
     for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        texts = isinstance(turn, dict) and [turn.get("role"), turn.get("content")]
+        if not texts or not all(isinstance(text, str) for text in texts):
             raise InputError('a chat must be a list of {"role": "user", "content": "..."}')
-        content = to_text(turn.get("content"), "content") or ""
-        copy.append({"role": turn["role"], "content": content})
-    return copy
 
 
 def split_gsm8k(answer):
@@ -377,9 +343,9 @@ def load_model(name, device, seed=0):
         raise InputError(f"--model {name} is no directory: give one, a Hub id or toy")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        # absent weights and those of another shape come back in info, to be named below
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False,
-            # weights that are absent or of another shape come back in info, to be named below
             output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:                           # the libraries raise a dozen kinds
         raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
@@ -419,13 +385,11 @@ def prompt_ids(tokenizer, problem):
         turns = [{"role": "user", "content": problem + INSTRUCTION}]
     if tokenizer.chat_template:
         try:
-            prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:                       # a template may refuse, say, a system turn
-            why = one_line(error)
-            raise InputError(f"the tokenizer's chat template refuses a prompt: {why}") from None
-        return tokenizer(prompt, add_special_tokens=False).input_ids
-    prompt = "".join(turn["content"] + "\n" for turn in turns)
-    ids = tokenizer(prompt).input_ids
+            raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
+        return tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
     if ids[-1] == tokenizer.eos_token_id:                # some tokenizers close every text
         ids = ids[:-1]
     return ids
@@ -438,7 +402,7 @@ def demo_ids(tokenizer, solution):
 
 def stop_ids(model, tokenizer):
     """The ids that end a response: the tokenizer's EOS and those of the generation_config."""
-    eos = getattr(model.generation_config, "eos_token_id", None)
+    eos = model.generation_config.eos_token_id
     if not isinstance(eos, list):
         eos = [eos]
     return sorted({tokenizer.eos_token_id, *eos} - {None})
@@ -446,7 +410,7 @@ def stop_ids(model, tokenizer):
 
 def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     """A Sampler with room for the longest of `prompts` (lists of ids; with two streams pairs of
-    lists) and max_new_tokens more, or as many as the model reads -> (sampler, max_new_tokens).
+    them) and max_new_tokens more, or as many as the model reads -> (sampler, max_new_tokens).
 
     On a GPU it samples from a bfloat16 copy of the model, half the memory traffic, as of the last
     sampler.sync(model). InputError if a prompt does not fit or the sampler cannot serve the model.
@@ -458,10 +422,9 @@ def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     if longest >= context:
         raise InputError(f"a prompt has {longest} tokens, the model reads {context}: shorten it")
     max_new_tokens = min(max_new_tokens, context - longest)
-    length = longest + max_new_tokens
     dtype = torch.bfloat16 if model.device.type == "cuda" else None
     try:
-        return Sampler(model, rows, length, streams, dtype), max_new_tokens
+        return Sampler(model, rows, longest + max_new_tokens, streams, dtype), max_new_tokens
     except ValueError as error:
         raise InputError(f"--model: {one_line(error)}") from None
 
@@ -498,7 +461,6 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens)
-
     start = time.perf_counter()
     sampler.sync(model)
     samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
@@ -507,8 +469,7 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
 
     # sample i answers problem i // n
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
-    answers = [problems[i // n]["answer"] for i in range(len(samples))]
-    scores = rewards(texts, answers)
+    scores = rewards(texts, [problems[i // n]["answer"] for i in range(len(samples))])
     responses = [[] for _ in problems]
     for i, sample in enumerate(samples):
         responses[i // n].append({"text": texts[i], "reward": float(scores[i]),
@@ -520,27 +481,19 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
 
 
 def summarise(responses, ks, seconds, seed=0):
-    """A list of n responses for every problem -> {"problems": count, "n", "avg@n": mean reward,
-    "ci95": (low, high), "pass@k": {k: share}, "length": mean tokens, "finished": share that ended
-    by themselves, "seconds" of sampling, "tokens_per_s"}."""
+    """n responses for every problem -> {"problems": count, "n", "avg@n": mean reward, "ci95": (low,
+    high), "pass@k": {k: share}, "length": mean tokens, "finished": share that ended by themselves,
+    "seconds" of sampling, "tokens_per_s"}."""
     n = len(responses[0])
-    rewards_of = np.array([[r["reward"] for r in row] for row in responses])         # (P, n)
-    lengths = np.array([[r["length"] for r in row] for row in responses])
-    finished = np.array([[r["finished"] for r in row] for row in responses])
-    right = rewards_of.sum(1)                                                        # (P,), c
-    pass_k = {}
-    for k in ks:
-        pass_k[k] = float(np.mean([pass_at_k(n, int(c), k) for c in right]))
-    return {
-        "problems": len(responses), "n": n,
-        "avg@n": float(rewards_of.mean()),
-        "ci95": interval(right / n, seed),
-        "pass@k": pass_k,
-        "length": float(lengths.mean()),
-        "finished": float(finished.mean()),
-        "seconds": seconds,
-        "tokens_per_s": float(lengths.sum() / seconds),
-    }
+    right = [int(sum(r["reward"] for r in row)) for row in responses]     # c of every problem
+    every = [r for row in responses for r in row]
+    tokens = sum(r["length"] for r in every)
+    return {"problems": len(responses), "n": n,
+            "avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed),
+            "pass@k": {k: float(np.mean([pass_at_k(n, c, k) for c in right])) for k in ks},
+            "length": tokens / len(every),
+            "finished": sum(r["finished"] for r in every) / len(every),
+            "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
 def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, sampler=None):
@@ -557,54 +510,24 @@ def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, sampler=None):
 
 def print_table(results):
     """{title: summary} -> a line a benchmark."""
-    first = next(iter(results.values()))
-    names = [f"avg@{first['n']}", *(f"pass@{k}" for k in first["pass@k"])]
-    heads = "".join(f"{name:9}" for name in names)
-    print(f"{'':16} problems  {heads}95 % interval   tokens  finished  tokens/s")
+    print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  tokens/s  pass@k")
     for title, r in results.items():
-        shares = "".join(f"{share:<9.3f}" for share in (r["avg@n"], *r["pass@k"].values()))
         low, high = r["ci95"]
-        print(f"{title[:16]:16} {r['problems']:8}  {shares}{low:.3f} - {high:.3f} "
-              f"{r['length']:8.1f}  {r['finished']:8.3f}  {r['tokens_per_s']:8.0f}")
+        pass_k = "  ".join(f"{k}: {share:.3f}" for k, share in r["pass@k"].items())
+        print(f"{title[:16]:16} {r['problems']:8}  {r['avg@n']:.3f}   {low:.3f} - {high:.3f} "
+              f"{r['length']:8.1f} {r['finished']:9.3f} {r['tokens_per_s']:9.0f}  {pass_k}")
 
 
-def compare_runs(first, second):
-    """Print the mean rewards of two runs and their paired difference, benchmark by benchmark."""
-    files = sorted(Path(first).glob("*.jsonl"))
-    if not files:
-        raise InputError(f"--compare {first}: no file of responses (*.jsonl) in this directory")
-    for file in files:
-        problems, before = mean_rewards(file)
-        same_problems, after = mean_rewards(Path(second) / file.name)
-        if problems != same_problems:
-            raise InputError(f"--compare: {file.name} of the two runs holds different problems")
-        difference = after - before                      # paired: what makes a problem hard cancels
-        low, high = interval(difference)
-        print(f"{file.stem[:16]:16} {len(difference):5} problems   "
-              f"{before.mean():.3f} -> {after.mean():.3f}   difference {difference.mean():+.3f}   "
-              f"95 % interval {low:+.3f} to {high:+.3f}")
-
-
-def mean_rewards(path):
-    """A file of responses -> its problems, and the mean reward of each (P,)."""
-    problems, means = [], []
-    for place, row in read_rows(path):
-        try:
-            means.append(np.mean([r["reward"] for r in row["responses"]]))
-            problems.append(row["problem"])
-        except (KeyError, TypeError):
-            raise InputError(f"--compare: {place} was not written by eval.py") from None
-    return problems, np.array(means)
-
-
-def check_settings(out, settings):
-    """InputError unless the run in out can go on with these settings."""
-    file = out / "results.json"
-    if not file.exists():
-        raise InputError(f"--resume: there is no run in {out}")
-    before = parse_json(file.read_text(encoding="utf-8"), file, 1).get("flags")
-    if before != settings:
-        raise InputError(f"--resume: the run in {out} had {before}, repeat its flags")
+def finished_rows(file, problems, chunk):
+    """What a killed run had answered, in whole chunks of problems: the same batches round the same
+    way, so a resumed run ends exactly as an undisturbed one."""
+    rows = read_log(file)
+    for row, problem in zip(rows, problems):
+        if (row.get("problem"), row.get("answer")) != (problem["problem"], problem["answer"]):
+            raise InputError(f"--resume: {file} answers other problems, name another --out")
+    if len(rows) < len(problems):
+        rows = rows[:len(rows) // chunk * chunk]
+    return rows
 
 
 @dataclass
@@ -621,27 +544,30 @@ class Flags:
     device: str = flag("auto", "auto, cpu or cuda")
     out: str = flag("runs/eval", "directory for results.json and all responses")
     resume: bool = flag(False, "continue the killed run in --out")
-    compare: list[str] = flag([], "two runs: print their difference, evaluate nothing")
 
 
 def main(flags):
-    if flags.compare:
-        if len(flags.compare) != 2:
-            raise InputError("--compare needs two runs")
-        return compare_runs(*flags.compare)
     if flags.temperature == 0 and flags.n > 1:
-        raise InputError(f"--n {flags.n} at temperature 0 are equal responses: add --temperature 0.6")
+        raise InputError(f"--n {flags.n} greedy responses are all the same: add --temperature 0.6")
     if max(flags.ks) > flags.n:
         raise InputError(f"--ks {max(flags.ks)} is more than --n {flags.n}: pass@k needs k <= n")
     out = new_run(flags.out, flags.resume)
+    benchmarks = load_benchmarks(flags.data)
     settings = {}
-    for name in ("model", "n", "temperature", "top_p", "max_new_tokens", "seed", "rows"):
+    for name in ("model", "n", "temperature", "top_p", "max_new_tokens", "rows", "seed"):
         settings[name] = getattr(flags, name)
+
+    # a run that goes on must have had these flags and these problems
+    chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
+    done = {title: [] for title in benchmarks}
     if flags.resume:
-        check_settings(out, settings)
+        before = parse_json((out / "results.json").read_text(), out / "results.json")["flags"]
+        if before != settings:
+            raise InputError(f"--resume: the run in {out} had {before}, repeat its flags")
+        for title, problems in benchmarks.items():
+            done[title] = finished_rows(out / f"{title}.jsonl", problems, chunk)
 
     # one sampler for all benchmarks
-    benchmarks = load_benchmarks(flags.data)
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
     prompts = []
     for problems in benchmarks.values():
@@ -650,31 +576,19 @@ def main(flags):
 
     out.mkdir(parents=True, exist_ok=True)
     results = {}
-    chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
+    write_file(out / "results.json", json.dumps({"flags": settings, "results": results}))
     for title, problems in benchmarks.items():
-        write_file(out / "results.json", json.dumps({"flags": settings, "results": results}))
-
-        # What a killed run had answered, in whole chunks: the same batches round the same way, so
-        # a resumed run ends exactly as an undisturbed one.
-        file = out / f"{title}.jsonl"
-        rows = read_log(file)
-        for row, problem in zip(rows, problems):
-            if (row.get("problem"), row.get("answer")) != (problem["problem"], problem["answer"]):
-                raise InputError(f"--resume: {file} answers other problems, name another --out")
-        if len(rows) < len(problems):
-            rows = rows[:len(rows) // chunk * chunk]
+        file, rows = out / f"{title}.jsonl", done[title]
         write_file(file, "".join(json.dumps(row) + "\n" for row in rows))
-
         for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
             part = problems[i:i + chunk]
             result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p,
                               max_new_tokens, flags.seed, sampler=sampler, keep=True)
-            with open(file, "a", encoding="utf-8") as stream:
+            with open(file, "a", encoding="utf-8") as log:
                 for problem, responses in zip(part, result["responses"]):
-                    row = {"problem": problem["problem"], "answer": problem["answer"],
-                           "responses": responses, "seconds": result["seconds"] / len(part)}
-                    stream.write(json.dumps(row) + "\n")
-                    rows.append(row)
+                    rows.append({"problem": problem["problem"], "answer": problem["answer"],
+                                 "responses": responses, "seconds": result["seconds"] / len(part)})
+                    log.write(json.dumps(rows[-1]) + "\n")
         responses = [row["responses"] for row in rows]
         seconds = sum(row["seconds"] for row in rows)
         results[title] = summarise(responses, flags.ks, seconds, flags.seed)
