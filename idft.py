@@ -93,9 +93,10 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 
 # ---- one optimizer step -------------------------------------------------------------------------
 
-def supervised_step(model, optimizer, rows, lr, flags, strength=1.0):
+def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
     """One optimizer step on rows of (prompt ids, response ids) -> its metrics. flags: loss, beta,
-    gamma_min, gamma_max, clip, micro_tokens. The same for every micro_tokens, up to rounding."""
+    gamma_min, gamma_max, clip, micro_tokens. The same for every micro_tokens, up to rounding.
+    weigh: another function of the same arguments as token_weight, for experiments."""
     start = time.perf_counter()
     count = sum(len(response) for _, response in rows)         # before anything is cut
     weighting = (flags.beta, flags.gamma_min, flags.gamma_max, strength)
@@ -105,7 +106,7 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0):
     for group in micro_batches(rows, flags.micro_tokens):
         logp, entropy = response_stats(model, [rows[i] for i in group],
                                        micro_tokens=flags.micro_tokens)   # (tokens,)
-        weight = token_weight(logp, entropy, flags.loss, *weighting)
+        weight = weigh(logp, entropy, flags.loss, *weighting)
         loss = -(weight * logp).sum() / count
         loss.backward()
         seen.append(torch.stack([logp.detach(), entropy.detach(), weight]))
@@ -174,8 +175,8 @@ def draw_batch(count, batch, step, seed):
 def checkpoint_activations(model):
     """Recompute the activations of a layer in the backward pass instead of keeping them: a third
     more time, a tenth of the memory. transformers does so only in layers that are in training mode.
-    What is inside them stays in eval mode, because dropout would make the policy that learns another
-    one than the policy that sampled."""
+    What is inside them stays in eval mode, because dropout would make the policy that learns other
+    than the one that sampled."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         module.training = getattr(module, "gradient_checkpointing", False)
@@ -304,7 +305,8 @@ def demonstration_rows(model, tokenizer, problems, max_tokens):
     return rows
 
 
-def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
+def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None,
+                     weigh=token_weight):
     """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
     bar = tqdm(range(state["step"], flags.steps), initial=state["step"], total=flags.steps,
                desc=flags.loss, leave=False)
@@ -312,7 +314,7 @@ def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
         batch = [rows[i] for i in draw_batch(len(rows), flags.batch, step, flags.seed)]
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
-        row = supervised_step(model, optimizer, batch, lr, flags, strength)
+        row = supervised_step(model, optimizer, batch, lr, flags, strength, weigh)
         state["step"] = step + 1
         count_dropped(state, row)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", refresh=False)
