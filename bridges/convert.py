@@ -5,8 +5,8 @@ Other people's data formats -> ours, {"problem", "solution", "answer"}, one JSON
 
     alpaca             instruction, input, output
     TRL                messages; prompt and completion, also as conversations
-    multiple choice    ARC (question, choices {text, label}, answerKey), GPQA (Question, Correct Answer,
-                       Incorrect Answer 1 to 3), MMLU-Pro (options, answer_index), MMLU (choices, answer)
+    multiple choice    ARC (question, choices {text, label}, answerKey), MMLU (choices, answer),
+                       MMLU-Pro (options, answer_index), GPQA (Question, Correct Answer, ...)
 
 Options get the letters A, B, C ... and the answer becomes a letter. GPQA names the right option first:
 its options are shuffled, by a generator seeded with the question.
@@ -60,17 +60,20 @@ def convert(row):
 
 
 def lettered(question, options, right):
-    """Multiple choice -> (problem, letter). right: an option, a letter, or an index from 0; what
+    """Multiple choice -> (problem, letter). right: an index from 0, an option or a letter; what
     could be two of these is read in this order."""
+    if not isinstance(question, str):
+        raise InputError("it has options and no question")
     if not isinstance(options, list) or not 2 <= len(options) <= 26:
         raise InputError("the options must be a list of 2 to 26")
     letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(options)])
-    if right in options:
-        right = options.index(right)
-    elif right in letters:
-        right = letters.index(right)
-    elif right not in range(len(options)):
-        raise InputError(f"answer {right} is no option, no letter A to {letters[-1]}, no index")
+    if right not in range(len(options)):
+        if right in options:
+            right = options.index(right)
+        elif right in letters:
+            right = letters.index(right)
+        else:
+            raise InputError(f"answer {right} is no index, no option, no letter to {letters[-1]}")
     lines = [question.strip(), ""]
     for letter, option in zip(letters, options):
         lines.append(f"{letter}. {str(option).strip()}")
@@ -85,6 +88,8 @@ def main(argv):
     for place, row in read_rows(argv[0]):
         try:
             problem = to_problem(convert(row))
+            if problem["problem"] is None:
+                raise InputError("it is in no format that is known here")
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             keys = ", ".join(row) or "none"
             raise InputError(f"{place}: {one_line(error)}; its keys are: {keys}") from None
