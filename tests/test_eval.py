@@ -1,11 +1,12 @@
 """Proofs for eval.py and bridges/convert.py: the estimators against brute force, every way in for data, every mistake
 a user can make, one sampler for all, and a killed run."""
 
+import contextlib
 import itertools
 import json
 import math
 import os
-import random
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast,
-                          Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration)
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel,
+                          PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration)
 
 import eval as ev
 from bridges import convert
@@ -172,7 +173,7 @@ def test_gpqa_options_are_shuffled_always_the_same_way():
     ('{"question": "Which?", "choices": ["a"], "answer": "A"}', "2 to 26"), ('{"question": "Which?", "choices": "ab", "answer": "a"}', "2 to 26"),
     ('{"question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}', "answerKey"), ('{"options": ["a", "b"], "answer": "a"}', "question"),
     ('{"question": "Which?", "options": ["a", "b"], "answer_index": 2}', "2"), ('{"question": "Which?", "options": ["a", "b"]}', "None"),
-    ('{"instruction": "x"}', "output"), ('{"messages": []}', "line 1"), ('{"messages": "hi"}', "line 1"), ('{"Correct Answer": "x"}', "Question"),
+    ('{"instruction": "x"}', "output"), ('{"messages": []}', "line 1"), ('{"messages": "hi"}', "line 1"), ('{"Correct Answer": "x"}', "Incorrect Answer 1"),
     ('{"instruction": 3, "output": "x"}', "text"), ("{oops", "line 1"), ("", "empty")])
 def test_convert_writes_all_or_nothing(tmp_path, text, named):
     (tmp_path / "in.jsonl").write_text(text)
@@ -182,14 +183,16 @@ def test_convert_writes_all_or_nothing(tmp_path, text, named):
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_convert_runs_as_a_script_and_as_a_module(tmp_path):
-    jsonl(tmp_path / "in.jsonl", CONVERTS[0][0])
-    for how, place in ([str(ROOT / "bridges" / "convert.py")], tmp_path), (["-m", "bridges.convert"], ROOT):
-        out = tmp_path / f"out{len(how)}.jsonl"
-        done = subprocess.run([sys.executable, *how, str(tmp_path / "in.jsonl"), str(out)], cwd=place, capture_output=True, text=True)
-        assert done.returncode == 0 and ev.load_problems(out) == [OURS], done.stderr
-    done = subprocess.run([sys.executable, str(ROOT / "bridges" / "convert.py"), "absent"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "two files" in done.stderr
+def test_convert_runs_as_a_script_and_as_a_module(tmp_path, monkeypatch, capsys):
+    before, after = str(jsonl(tmp_path / "in.jsonl", CONVERTS[0][0])), str(tmp_path / "out.jsonl")
+    done = subprocess.run([sys.executable, str(ROOT / "bridges" / "convert.py"), before, after], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and ev.load_problems(after) == [OURS], done.stderr
+    for argv, named in [([before, after], ""), ([before], "two files"), (["absent", after], "absent")]:
+        monkeypatch.setattr(sys, "argv", ["convert.py", *argv])
+        with pytest.raises(SystemExit) if named else contextlib.nullcontext() as stop:
+            runpy.run_path(str(ROOT / "bridges" / "convert.py"), run_name="__main__")
+        err = capsys.readouterr().err
+        assert named in err and err.count("\n") == bool(named) and (not named or stop.value.code == 2)
 
 
 def test_array_and_lines_and_byte_order_mark(tmp_path):
@@ -317,6 +320,7 @@ def no_eos(path):
     tokenizer = AutoTokenizer.from_pretrained(path).backend_tokenizer
     no_tokenizer(path)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=1000, n_embd=16, n_layer=1, n_head=2)).save_pretrained(path)
 
 
 SMALL = dict(vocab_size=1000, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
