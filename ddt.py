@@ -35,9 +35,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-import toy
-from eval import (demo_ids, flag, load_model, load_problems, new_run, new_sampler, pick_device,
-                  prompt_ids, run_script, stop_ids)
+from eval import (demo_ids, demonstrations, flag, load_model, load_problems, new_run, new_sampler,
+                  pick_device, printable, prompt_ids, run_script, stop_ids)
 
 # How many logits token_stats computes at once: 64 MB on a CPU, whose C library fragments what is
 # larger. On a GPU 1 GB: every chunk adds to the head's bf16 gradient, and every addition rounds.
@@ -311,7 +310,7 @@ def main(flags):
         texts[f"T = {temperature}"] = [sample.tokens for sample in samples]
     texts[FOREIGN] = []
     for problem in problems:
-        texts[FOREIGN].append(demo_ids(tokenizer, problem["solution"][0])[:room])
+        texts[FOREIGN].append(demo_ids(tokenizer, demonstrations(problem)[0])[:room])
 
     # Every text is read once, at temperature 1.
     stats, numbers = {}, {}

@@ -344,7 +344,7 @@ def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
     problems = load_problems(flags.data, ("solution",), flags.seed)
-    benchmarks = load_benchmarks([flags.eval_data])
+    benchmarks = load_benchmarks(flags.eval_data.split())
     out, model, tokenizer, optimizer, state = start_run(flags)
     rows = demonstration_rows(model, tokenizer, problems, flags.max_tokens)
     if flags.steps == 0:

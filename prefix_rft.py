@@ -267,7 +267,8 @@ def read(model, rollouts, flags):
 
 
 def token_losses(model, rollouts, flags):
-    """The loss of every token of a micro-batch, and whether it is of a prefix: (tokens,) each."""
+    """The loss of every token of a micro-batch, which tokens are of a prefix, and which the clip
+    holds back: (tokens,) each."""
     adv = flat(rollouts, "adv").to(model.device)
     prefix = flat(rollouts, "prefix").to(model.device)
     logp, _ = read(model, rollouts, flags)
@@ -275,9 +276,10 @@ def token_losses(model, rollouts, flags):
     if flags.mini_batches > 1:
         old_logp = flat(rollouts, "old_logp").to(model.device)
     loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
+    held = loss > -torch.exp(logp - old_logp) * adv
     if flags.prefix_loss in ("sft", "luffy"):
         loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
-    return loss, prefix
+    return loss, prefix, held
 
 
 def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=False):
@@ -304,7 +306,7 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
             r.unsure = r_entropy
 
     metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "grad_norm_prefix": None,
-               "prefix_kept": 0, "update_tokens": 0}
+               "prefix_kept": 0, "update_tokens": 0, "clipped_tokens": 0}
     size = flags.n * math.ceil(len(rollouts) / flags.n / flags.mini_batches)     # whole groups
     for first in range(0, len(rollouts), size):
         mini_batch = rollouts[first:first + size]
@@ -325,7 +327,7 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
         groups = micro_batches([(r.prompt, r.response) for r in learn], flags.micro_tokens)
         if measure_prefix:
             for group in groups:
-                loss, prefix = token_losses(model, [learn[i] for i in group], flags)
+                loss, prefix, _ = token_losses(model, [learn[i] for i in group], flags)
                 (loss[prefix].sum() / denominator).backward()
             norm = optimizer_step(model, optimizer, flags.lr, math.nan)     # clears, does not step
             metrics["grad_norm_prefix"] = norm
@@ -333,10 +335,11 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
         # 4. Gradients add up over micro-batches; each is divided by the size of the whole step.
         step_loss = 0.0
         for group in groups:
-            loss, _ = token_losses(model, [learn[i] for i in group], flags)
+            loss, _, held = token_losses(model, [learn[i] for i in group], flags)
             loss = loss.sum() / denominator
             loss.backward()
             step_loss += loss.item()
+            metrics["clipped_tokens"] += held.sum().item()
 
         # 5. One optimizer step a mini-batch.
         metrics["grad_norm"] = optimizer_step(model, optimizer, flags.lr, step_loss)
@@ -382,8 +385,9 @@ def show_rollout(tokenizer, rollouts, when):
         kept = r.prefix[i] and r.adv[i] != 0
         words.append(f"[{word}]" if kept else word)
     words.insert(r.prefix_length, "|")
+    text = printable(" ".join(words))
     tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote; "
-               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}\n    {printable(' '.join(words))}")
+               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}\n    {text}")
 
 
 # ---- the loop -----------------------------------------------------------------------------------
@@ -496,7 +500,7 @@ def check(flags, problems):
 def main(flags):
     problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
-    benchmarks = load_benchmarks([flags.eval_data])
+    benchmarks = load_benchmarks(flags.eval_data.split())
     out, model, tokenizer, optimizer, state = start_run(flags)
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
 
