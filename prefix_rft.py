@@ -278,6 +278,7 @@ def token_losses(model, rollouts, flags):
     held = loss > -torch.exp(logp - old_logp) * adv
     if flags.prefix_loss in ("sft", "luffy"):
         loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
+        held = held & ~prefix
     return loss, prefix, held
 
 
@@ -341,10 +342,12 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
             metrics["clipped_tokens"] += held.sum().item()
 
         # 5. One optimizer step a mini-batch.
-        metrics["grad_norm"] = optimizer_step(model, optimizer, flags.lr, step_loss)
+        metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
         metrics["loss"] += step_loss
         metrics["updates"] += 1
         metrics["update_tokens"] += sum(len(r.response) for r in learn)
+    metrics["loss"] /= max(1, metrics["updates"])
+    metrics["grad_norm"] /= max(1, metrics["updates"])
     return metrics
 
 
@@ -361,7 +364,8 @@ def describe(rollouts):
             seen["prefix_share"].append(r.prefix_length / r.demo_length)
         else:
             seen["reward"].append(r.reward)
-        seen["entropy"].append(r.entropy)
+        if r.prefix_length < len(r.response):
+            seen["entropy"].append(r.entropy)
         seen["length"].append(len(r.response))
         seen["overlong"].append(not r.finished)
         prefix_tokens += r.prefix_length
@@ -500,7 +504,7 @@ def check(flags, problems):
 def main(flags):
     problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
-    benchmarks = load_benchmarks(flags.eval_data.split())
+    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
     out, model, tokenizer, optimizer, state = start_run(flags)
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
 
@@ -513,9 +517,9 @@ def main(flags):
         raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
                          f"model reads {room}")
 
-    report_accuracy(out, model, tokenizer, benchmarks, flags, state, sampler)
+    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks)
-    report_accuracy(out, model, tokenizer, benchmarks, flags, state, sampler)
+    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
 
 
 if __name__ == "__main__":
