@@ -104,16 +104,17 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     title = sys.modules[Flags.__module__].__doc__.strip().split("\n")[0]
     parser = HfArgumentParser(Flags, description=title, allow_abbrev=False)
     parser.error = refuse
-    for action in parser._actions[1:]:                   # all but --help
-        # the help names every default there is, the parser knows none: it tells what was typed
+    # the help names all defaults; the parser is to know none, so that it tells what was typed
+    for action in parser._actions[1:]:                   # the first is --help
         defaults = str(action.default)
         for name, others in {"toy": toy_defaults, **methods}.items():
-            if action.dest in others:
+            if others.get(action.dest, action.default) != action.default:
                 defaults += f", {name}: {others[action.dest]}"
         action.help += f" (default: {defaults})"
         action.default = argparse.SUPPRESS
-
     typed = vars(parser.parse_args(argv))
+
+    # whose defaults hold depends on --data and --method
     flags = Flags(**typed)
     defaults = {}
     if toy_defaults and flags.data == "toy":
@@ -171,8 +172,7 @@ def write_file(path, text):
 
 
 def read_log(path):
-    """The rows of a JSONL file, [] if there is none. Half a line at its end, left by a kill, is cut
-    off."""
+    """The rows of a JSONL file or []. Half a line at its end, left by a kill, is cut off."""
     if not Path(path).exists():
         return []
     os.truncate(path, Path(path).read_bytes().rfind(b"\n") + 1)
@@ -190,6 +190,7 @@ def read_rows(path):
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
 
+    # not splitlines: a text may hold U+2028 and other ends of lines that JSON does not know
     rows = []
     if text.lstrip().startswith("["):
         for number, row in enumerate(parse_json(text, path), 1):
@@ -261,7 +262,7 @@ def to_problem(row):
     solution = first_alias(row, "solution")
     answer = first_alias(row, "answer")
 
-    # texts, but a problem may be a chat, a solution a list of several, an answer a number
+    # all are texts, but a problem may be a chat, a solution a list of texts, an answer a number
     if isinstance(problem, list):
         check_chat(problem)
     else:
@@ -349,6 +350,7 @@ def load_model(name, device, seed=0):
             output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:                           # the libraries raise a dozen kinds
         raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
+    # what can be loaded may still be no language model
     model = model.to(device).eval()
     fault = find_fault(model, tokenizer, [*info["missing_keys"], *info["mismatched_keys"]])
     if fault:
@@ -389,6 +391,7 @@ def prompt_ids(tokenizer, problem):
         except Exception as error:                       # a template may refuse, say, a system turn
             raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(text, add_special_tokens=False).input_ids
+    # a base model: the text and a line's end
     ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
     if ids[-1] == tokenizer.eos_token_id:                # some tokenizers close every text
         ids = ids[:-1]
@@ -415,6 +418,7 @@ def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     On a GPU it samples from a bfloat16 copy of the model, half the memory traffic, as of the last
     sampler.sync(model). InputError if a prompt does not fit or the sampler cannot serve the model.
     """
+    # the longest prompt and what is left of the model's context
     if streams == 2:
         prompts = [ids for pair in prompts for ids in pair]
     longest = max(len(ids) for ids in prompts)
@@ -461,13 +465,13 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens)
-    start = time.perf_counter()
     sampler.sync(model)
+    start = time.perf_counter()
     samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
                       top_p=top_p, seed=seed, stop=stop_ids(model, tokenizer))
     seconds = time.perf_counter() - start
 
-    # sample i answers problem i // n
+    # score: sample i answers problem i // n
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     scores = rewards(texts, [problems[i // n]["answer"] for i in range(len(samples))])
     responses = [[] for _ in problems]
@@ -522,9 +526,9 @@ def finished_rows(file, problems, chunk):
     """What a killed run had answered, in whole chunks of problems: the same batches round the same
     way, so a resumed run ends exactly as an undisturbed one."""
     rows = read_log(file)
-    for row, problem in zip(rows, problems):
-        if (row.get("problem"), row.get("answer")) != (problem["problem"], problem["answer"]):
-            raise InputError(f"--resume: {file} answers other problems, name another --out")
+    answered = [(row.get("problem"), row.get("answer")) for row in rows]
+    if answered != [(p["problem"], p["answer"]) for p in problems[:len(rows)]]:
+        raise InputError(f"--resume: {file} answers other problems, name another --out")
     if len(rows) < len(problems):
         rows = rows[:len(rows) // chunk * chunk]
     return rows
@@ -580,6 +584,7 @@ def main(flags):
     for title, problems in benchmarks.items():
         file, rows = out / f"{title}.jsonl", done[title]
         write_file(file, "".join(json.dumps(row) + "\n" for row in rows))
+        # answer a chunk, score it, write it down
         for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
             part = problems[i:i + chunk]
             result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p,
