@@ -561,15 +561,10 @@ def main(flags):
     for name in ("model", "n", "temperature", "top_p", "max_new_tokens", "rows", "seed"):
         settings[name] = getattr(flags, name)
 
-    # a run that goes on must have had these flags and these problems
-    chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
-    done = {title: [] for title in benchmarks}
     if flags.resume:
         before = parse_json((out / "results.json").read_text(), out / "results.json")["flags"]
         if before != settings:
             raise InputError(f"--resume: the run in {out} had {before}, repeat its flags")
-        for title, problems in benchmarks.items():
-            done[title] = finished_rows(out / f"{title}.jsonl", problems, chunk)
 
     # one sampler for all benchmarks
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
@@ -578,11 +573,14 @@ def main(flags):
         prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
 
-    out.mkdir(parents=True, exist_ok=True)
     results = {}
-    write_file(out / "results.json", json.dumps({"flags": settings, "results": results}))
+    if not flags.resume:
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / "results.json", json.dumps({"flags": settings, "results": results}))
+    chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
     for title, problems in benchmarks.items():
-        file, rows = out / f"{title}.jsonl", done[title]
+        file = out / f"{title}.jsonl"
+        rows = finished_rows(file, problems, chunk)      # none, but for a run that goes on
         write_file(file, "".join(json.dumps(row) + "\n" for row in rows))
         # answer a chunk, score it, write it down
         for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):

@@ -20,7 +20,8 @@ from pathlib import Path
 # As a script Python looks for modules beside this file, in bridges/; eval.py lies one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import InputError, first_alias, one_line, read_rows, to_problem, write_file
+from eval import (InputError, check_chat, first_alias, one_line, read_rows, to_problem,
+                  write_file)
 
 
 def convert(row):
@@ -48,6 +49,7 @@ def convert(row):
     # demonstrations
     elif problem is None and "messages" in row:                          # TRL
         problem = list(row["messages"])
+        check_chat(problem)
         if problem[-1]["role"] == "assistant":
             solution = problem.pop()["content"]
     elif problem is None and "instruction" in row:                       # alpaca
@@ -90,9 +92,10 @@ def main(argv):
             problem = to_problem(convert(row))
             if problem["problem"] is None:
                 raise InputError("it is in no format that is known here")
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            keys = ", ".join(row) or "none"
-            raise InputError(f"{place}: {one_line(error)}; its keys are: {keys}") from None
+        except InputError as error:
+            raise InputError(f"{place}: {error}; its keys are: {', '.join(row)}") from None
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{place} is not as its format has it: {one_line(error)}") from None
         text += json.dumps(problem) + "\n"
     if not text:
         raise InputError(f"{argv[0]} is empty")
