@@ -240,8 +240,8 @@ def load_problems(path, require=("answer",)):
     for place, row in read_rows(path):
         try:
             problem = to_problem(row)
-            for key in ("problem", *require):
-                if not problem[key]:
+            for key in require:
+                if problem[key] is None:
                     raise InputError(f"{key} ({'|'.join(ALIASES[key])}) is missing or empty")
         except InputError as error:
             raise InputError(f"{place}: {error}; its keys are: {', '.join(row) or 'none'}; other "
@@ -253,7 +253,8 @@ def load_problems(path, require=("answer",)):
 
 
 def to_problem(row):
-    """A row with our keys or their aliases, or of GSM8K -> a problem; what is missing is None."""
+    """A row with our keys or their aliases, or of GSM8K -> a problem; solution and answer may be
+    None. InputError if a value is no text, or if the row is multiple choice."""
     # multiple choice would lose its options
     for key in ("choices", "options"):
         if row.get(key):
@@ -263,18 +264,16 @@ def to_problem(row):
     answer = first_alias(row, "answer")
 
     # all are texts, but a problem may be a chat, a solution a list of texts, an answer a number
-    if isinstance(problem, list):
-        check_chat(problem)
-    else:
-        check_text(problem, "problem")
     solutions = solution if isinstance(solution, list) else [solution]
-    for text in solutions:
-        check_text(text, "solution")
-    if isinstance(solution, list) and None in solution:
-        raise InputError("one of the solutions is null")
+    if not is_text(problem) and not is_chat(problem):
+        raise InputError(f"problem ({'|'.join(ALIASES['problem'])}) must be a text or a chat "
+                         f'[{{"role": "user", "content": "..."}}], not {str(problem)[:40]}')
+    if solution is not None and not all(is_text(text) for text in solutions):
+        raise InputError(f"solution must be a text or a list of texts, not {str(solution)[:40]}")
     if type(answer) in (int, float):
         answer = str(answer)
-    check_text(answer, "answer")
+    if answer is not None and not is_text(answer):
+        raise InputError(f"answer must be a text or a number, not {str(answer)[:40]}")
 
     # GSM8K keeps both in its answer; else the box of a solution may say the answer
     if answer and "####" in answer:
@@ -292,20 +291,20 @@ def first_alias(row, key):
             return row[alias]
 
 
-def check_text(value, key):
-    """InputError unless value is None or a text that says something."""
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{key} must be a text, not {str(value)[:40]}")
-    if value is not None and not value.strip():
-        raise InputError(f"{key} is blank")
+def is_text(value):
+    return isinstance(value, str) and value.strip() != ""
 
 
-def check_chat(turns):
-    """InputError unless turns are a list of {"role": text, "content": text}."""
-    for turn in turns:
-        texts = isinstance(turn, dict) and [turn.get("role"), turn.get("content")]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise InputError('a chat must be a list of {"role": "user", "content": "..."}')
+def is_chat(value):
+    """Whether value is a list of {"role": text, "content": text}."""
+    if not isinstance(value, list) or not value:
+        return False
+    for turn in value:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            return False
+        if not isinstance(turn.get("content"), str):
+            return False
+    return True
 
 
 def split_gsm8k(answer):

@@ -167,8 +167,9 @@ def test_gpqa_options_are_shuffled_always_the_same_way(tmp_path):
 
 
 @pytest.mark.parametrize("row, named", [
-    ({"a": 1}, "no format"), ({"instruction": "x"}, "output"), ({"instruction": 3, "output": "x"}, "text"),
-    ({"messages": []}, "index"), ({"messages": "hi"}, "chat"), ({"Correct Answer": "x"}, "Incorrect Answer 1"),
+    ({"a": 1}, "problem"), ({"instruction": "x"}, "output"), ({"instruction": 3, "output": "x"}, "text"),
+    ({"messages": []}, "chat"), ({"messages": "hi"}, "chat"), ({"messages": [SAID]}, "chat"),
+    ({"Correct Answer": "x"}, "Incorrect Answer 1"),
     ({"question": "?", "choices": ["a"], "answer": "A"}, "2 to 26"), ({"question": "?", "choices": "ab"}, "2 to 26"),
     ({"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}, "answerKey"),
     ({"question": "?", "options": ["a", "b"], "answer": "C"}, "answer C"), ({"options": ["a", "b"]}, "no question"),
