@@ -106,7 +106,7 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     parser.error = refuse
     # the help names all defaults; the parser is to know none, so that it tells what was typed
     for action in parser._actions[1:]:                   # the first is --help
-        defaults = str(action.default)
+        defaults = str(action.default) or "none"
         for name, others in {"toy": toy_defaults, **methods}.items():
             if others.get(action.dest, action.default) != action.default:
                 defaults += f", {name}: {others[action.dest]}"
@@ -550,6 +550,7 @@ class Flags:
 
 
 def main(flags):
+    # mistakes are met before a model is loaded
     if flags.temperature == 0 and flags.n > 1:
         raise InputError(f"--n {flags.n} greedy responses are all the same: add --temperature 0.6")
     if max(flags.ks) > flags.n:
@@ -591,6 +592,7 @@ def main(flags):
                     rows.append({"problem": problem["problem"], "answer": problem["answer"],
                                  "responses": responses, "seconds": result["seconds"] / len(part)})
                     log.write(json.dumps(rows[-1]) + "\n")
+        # the numbers of the whole benchmark, over all chunks
         responses = [row["responses"] for row in rows]
         seconds = sum(row["seconds"] for row in rows)
         results[title] = summarise(responses, flags.ks, seconds, flags.seed)

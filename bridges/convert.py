@@ -69,6 +69,7 @@ def lettered(question, options, right):
         raise InputError("it has options and no question")
     if not isinstance(options, list) or not 2 <= len(options) <= 26:
         raise InputError("the options must be a list of 2 to 26")
+    # whatever right is, it becomes an index
     letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(options)])
     if right not in range(len(options)):
         if right in options:

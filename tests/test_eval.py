@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -578,6 +579,13 @@ def test_new_sampler_has_room(tiny, monkeypatch):
         assert (sampler.length, max_new_tokens) == expected and sampler.rows == 3 and sampler.streams == streams
     with pytest.raises(ev.InputError, match="reads 2048"):
         ev.new_sampler(model, [[1], [1] * 2048], 1)
+
+    asked = []
+    monkeypatch.setattr(ev, "Sampler", lambda *args: asked.append(args))
+    gpu = SimpleNamespace(config=model.config, device=torch.device("cuda"))
+    for each in (model, gpu):
+        ev.new_sampler(each, [[1]], 1)
+    assert asked == [(model, 64, 2, 1, None), (gpu, 64, 2, 1, torch.bfloat16)]
 
     def refuse(*args):
         raise ValueError("no such\nattention")
