@@ -620,7 +620,7 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
     out, file = tmp_path / "killed", tmp_path / "killed" / "data.jsonl"
     process = subprocess.Popen([sys.executable, str(ROOT / "eval.py"), *map(str, argv), "--out", str(out)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
+    deadline = time.time() + 120
     while time.time() < deadline and not (file.exists() and b"\n" in file.read_bytes()):
         time.sleep(0.01)
     process.kill()
