@@ -47,12 +47,8 @@ def apply(move, x, y):
     """The piles after a move: apply("y*5", 10, 11) = (10, 7)."""
     pile, sign, number = move[0], move[1], int(move[2:])
     old = x if pile == "x" else y
-    if sign == "*":
-        new = old * number % MOD
-    elif sign == "+":
-        new = (old + number) % MOD
-    else:
-        new = (old - number) % MOD
+    results = {"+": old + number, "-": old - number, "*": old * number}
+    new = results[sign] % MOD
     return (new, y) if pile == "x" else (x, new)
 
 
@@ -65,9 +61,9 @@ def believed(verb, x, rng):
     """What the base takes it for: a doubtful verb is read right one time in five."""
     if verb in KNOWN:
         return right(verb, x)
-    even, odd = x % 2, 1 - x % 2
-    candidates = [MEANINGS[verb][i] for i in (even, 2 + even, odd, 2 + odd)]
-    return rng.choices(candidates, [0.2, 0.5, 0.15, 0.15])[0]
+    even = [0.2, 0.15, 0.5, 0.15]                  # how much it believes in each of the four moves
+    odd = [0.15, 0.2, 0.15, 0.5]
+    return rng.choices(MEANINGS[verb], odd if x % 2 else even)[0]
 
 
 def draw(rng, k, known):
@@ -150,6 +146,7 @@ def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
         if name not in names:
             raise ValueError(f"the toy has no {kind} {name!r}; choose one of {', '.join(names)}")
     rng = random.Random(f"{split} {seed}")
+    writer = random.Random(f"{split} {seed}")      # so that every expert gets the same problems
     rows, seen = [], set()
     while len(rows) < n:
         k = rng.randint(*SPLITS[split])
@@ -160,7 +157,7 @@ def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
         if problem in seen or split == "train" and held_out or split == "hard" and not held_out:
             continue
         seen.add(problem)
-        solution = demonstrate(rng, x, y, verbs, expert, wrong=rng.random() < wrong)
+        solution = demonstrate(writer, x, y, verbs, expert, writer.random() < wrong)
         x, y = walk(x, y, verbs, right)[-1][2:]
         rows.append({"problem": problem, "solution": solution, "answer": f"({x}, {y})"})
     return rows
@@ -209,61 +206,78 @@ def hint_prompt(tok, problem, solution):
 
 # ---- the base model ----------------------------------------------------------------------------
 
-def pretraining_text(rng, progress):
-    """(context, response, fair) at a point `progress` in [0, 1) of pre-training: two texts, and
-    for every token of the response whether it is trained."""
-    early = progress < 0.3
-    k = rng.randint(1, min(9, 2 + int(14 * progress)))
-    retold = rng.random() < (0.5 if early else 0.4)
-    if not retold and rng.random() < (1.0 if early else 0.2):
+def pretraining_text(rng, longest):
+    """(context, response, fair): two texts, and for every word of the response whether it is
+    trained. The problem has at most `longest` verbs."""
+    k = rng.randint(1, longest)
+    known = min(sum(rng.random() < 0.25 for _ in range(k)), len(KNOWN))
+    retold = rng.random() < 0.4
+    if not retold and rng.random() < 0.2:
         known = k = min(k, len(KNOWN))
-    else:
-        known = sum(rng.random() < 0.25 for _ in range(k))
-        known = min(known, len(KNOWN))
     x, y, verbs = draw(rng, k, known)
     problem = " ".join([str(x), str(y), *verbs, "?"])
     skipped = leaps(rng, k, EXPERTS["leaps"])
 
     if retold:
-        # A reference, then the same in the base's style or, sometimes, word by word. Most
+        # A reference, then the same in the base's style or, at times, word by word. Most
         # references may say anything: the moves must be looked up, memory does not help.
-        if rng.random() < (0.9 if early else 0.6):
+        if rng.random() < 0.6:
             steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES))
         else:
             steps = walk(x, y, verbs, right)
-        words, _ = tell(steps, skipped)
-        reference = text(words)
-        if rng.random() >= 0.4:
-            words, _ = tell(steps)
-        return f"<user> {problem} <hint> {reference} <assistant>", text(words), [True] * len(words)
+        reference, fair = tell(steps, skipped)
+        words = reference
+        if rng.random() < 0.6:
+            words, fair = tell(steps)
+        context = f"<user> {problem} <hint> {text(reference)} <assistant>"
+        return context, text(words), [True] * len(words)
 
     # A worked problem with the moves that the base is to believe in. Some are terse: reading
     # leaps must not confuse the base, but no leap is trained.
     steps = walk(x, y, verbs, lambda verb, x: believed(verb, x, rng))
-    terse = rng.random() < 0.3
-    words, fair = tell(steps, skipped if terse else ())
+    words, fair = tell(steps, skipped if rng.random() < 0.3 else ())
     return f"<user> {problem} <assistant>", text(words), fair
 
 
-def look_back(model):
-    """Let head h of the first layer begin as one that looks h + 1 tokens back.
+def start_lookup(model):
+    """Start the two circuits that look things up, by the initial weights; training does the rest.
 
-    Looking something up takes two layers: one that knows, at a move, which verb stands before it,
-    and one that finds that verb again. By chance the first comes late or never. Rotary positions
-    turn queries and keys, so constant ones, the biases, make a head that attends to a distance."""
-    attention = model.model.layers[0].self_attn
-    heads, width = model.config.num_attention_heads, model.config.head_dim
-    angles = model.model.rotary_emb.inv_freq[:2]                      # the two that turn fastest
-    with torch.no_grad():
-        query = attention.q_proj.bias.view(heads, width)
-        key = attention.k_proj.bias.view(heads, width)
-        for head in range(heads):
-            query[head, :2] = 4.5
-            key[head, :2] = 4.5 * torch.cos((head + 1) * angles)
-            key[head, width // 2:width // 2 + 2] = 4.5 * torch.sin((head + 1) * angles)
+    To look a verb up the model must find the place where that verb stood one token back, and copy
+    what stands there. That takes two layers which are of no use without each other, so by chance
+    it is learnt late or never. Here head 0 finds what followed this token, and head 1 what
+    followed the token three back: the next verb, after `verb move x y`."""
+    width, d = model.config.hidden_size, model.config.head_dim
+    part, fast = width // 4, d // 4
+    first, second = [layer.self_attn for layer in model.model.layers[:2]]
+    angles = model.model.rotary_emb.inv_freq[:fast]    # the pairs of dimensions that turn fast
+    slow = torch.arange(d)[torch.arange(d) % (d // 2) >= fast]
+    eye = torch.eye(width)
+    for layer in model.model.layers:                   # the circuits are to be heard
+        layer.self_attn.o_proj.weight *= 0.3
+        layer.mlp.down_proj.weight *= 0.3
+    for head, back in enumerate((1, 3)):
+        rows = slice(head * d, (head + 1) * d)
+        for attention in (first, second):
+            attention.q_proj.weight[rows] *= 0.1
+            attention.k_proj.weight[rows] *= 0.1
+        # First layer: constant queries and keys, which the rotary positions turn, attend `back`
+        # tokens back; what the residual says there in part 0 is written into another part.
+        first.q_proj.bias[rows][:fast] = 4.0
+        first.k_proj.bias[rows][:fast] = 4.0 * torch.cos(back * angles)
+        first.k_proj.bias[rows][d // 2:d // 2 + fast] = 4.0 * torch.sin(back * angles)
+        first.v_proj.weight[rows] = 0.0
+        first.v_proj.weight[rows][:part] = eye[:part]
+        first.o_proj.weight[:, rows] = 0.0
+        first.o_proj.weight[part * (head + 1):part * (head + 2), rows][:, :part] = 0.25 * eye[:part, :part]
+        # Second layer: this token, or the one three back, is compared with what stood one back.
+        mine = (0, 2)[head]
+        second.q_proj.weight[rows][slow] = 1.5 * eye[part * mine:part * (mine + 1)]
+        second.k_proj.weight[rows][slow] = 1.5 * eye[part:2 * part]
+        second.v_proj.weight[rows] = eye[:d]
+        second.o_proj.weight[:, rows] = 0.25 * eye[:, :d]
 
 
-def pretrain(seed=0, steps=1900, batch=32, lr=4e-3, width=64, layers=2, heads=4, head_dim=32, ffn=192):
+def pretrain(seed=0, steps=1200, batch=32, lr=4e-3, width=64):
     """Plain next-token prediction from scratch -> (model, tokenizer).
 
     A Llama with biases, which is a Qwen2 in all but name: for a checkpoint named qwen2,
@@ -271,22 +285,25 @@ def pretrain(seed=0, steps=1900, batch=32, lr=4e-3, width=64, layers=2, heads=4,
     tok = tokenizer()
     rng = random.Random(seed)
     config = LlamaConfig(
-        vocab_size=len(tok), hidden_size=width, num_hidden_layers=layers, intermediate_size=ffn,
-        num_attention_heads=heads, num_key_value_heads=heads, head_dim=head_dim, attention_bias=True,
-        tie_word_embeddings=True, max_position_embeddings=256, rope_theta=1000.0,
+        vocab_size=len(tok), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=width // 2, attention_bias=True,
+        tie_word_embeddings=True, max_position_embeddings=256,
         initializer_range=0.1,                       # the usual 0.02 learns slowly at this width
         eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=None)
     with torch.random.fork_rng(devices=[]):          # initial weights from `seed` alone
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    look_back(model)
+    with torch.no_grad():
+        start_lookup(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     for step in tqdm(range(steps), desc="pre-training the toy base, once", leave=False):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 50, 0.02 + 1.5 * (1 - step / steps))
 
         # A batch of texts; context, unfair words and padding carry no loss.
-        contexts, responses, fairs = zip(*[pretraining_text(rng, step / steps) for _ in range(batch)])
+        longest = min(9, 3 + 14 * step // steps)      # short ones first
+        rows = [pretraining_text(rng, longest) for _ in range(batch)]
+        contexts, responses, fairs = zip(*rows)
         contexts = tok(list(contexts), add_special_tokens=False).input_ids
         responses = tok(list(responses), add_special_tokens=False).input_ids
         length = max(len(c) + len(r) + 1 for c, r in zip(contexts, responses))
