@@ -529,3 +529,32 @@ class Sampler:
                 if halt:
                     sample.cut(halt(sample.tokens))
             busy = slots.close_ranks(busy, reach)
+
+
+def main():
+    """Six problems of the toy pass through three slots; then the same texts by `generate`, one by one."""
+    import toy
+
+    model, tokenizer = toy.base_model(0)
+    prompts = []
+    for problem in toy.problems("train", 6):
+        prompts.append(tokenizer(problem["problem"] + toy.INSTRUCTION + "\n").input_ids)
+
+    def look(tokens):
+        print(f"{len(tokens):3} tokens: {tokenizer.decode(tokens)}")
+
+    print("Three slots, six samples: what the host sees, slot by slot, at every look. A fresh sample takes the place of\n"
+          "one that is done, behind those that go on.\n")
+    sampler = Sampler(model, rows=3, length=128)
+    sampler.every = 16
+    samples = sampler(prompts, max_new_tokens=48, temperature=0.0, halt=look)
+    equal = 0
+    for prompt, sample in zip(prompts, samples):
+        ids = torch.tensor([prompt])
+        text = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48)
+        equal += text[0, len(prompt):].tolist() == sample.tokens
+    print(f"\n{equal} of {len(samples)} texts are those of generate, token by token")
+
+
+if __name__ == "__main__":
+    main()
