@@ -16,9 +16,8 @@ wording, and the model speaks as it would alone:
     phi             log q(y_t) + H[q_t] (ddt.py): how foreign a token is to the model to be trained
 
 Other than in the authors' code: one model, cached, many texts at once (theirs: two copies, no
-cache, one text); top-p after the temperature, as in Hugging Face (theirs: before); repetitions are
-looked for every few tokens (theirs: every 100); an analysis ends with its heading (theirs goes on
-and is cut); the hint has other words. Left out: two different models as p and q.
+cache, one text); top-p after the temperature, as in Hugging Face; repetitions looked for at every
+token, not every 100; another wording of the hint. Left out: two different models as p and q.
 
     python hinted_decode.py                         retell the toy's demonstrations, compare texts
     python hinted_decode.py --model Qwen/Qwen2.5-7B-Instruct --data train.jsonl --out runs/retold
@@ -100,20 +99,16 @@ def marker_progress(text):
 def marker_table(tokenizer, size):
     """What each of `size` tokens does to the progress of a text: table[progress, token] -> progress,
     int64 (8, size). One look-up on the device instead of decoding every text at every token."""
-    # a token is read behind another one: at the start of a text it may lose its space
+    # A token is read behind another one: at the start of a text it may lose its space.
     before = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     skip = len(tokenizer.decode(before))
-    tokens = range(min(size, len(tokenizer)))
-    texts = tokenizer.batch_decode([before + [token] for token in tokens])
-
-    table = torch.zeros(len(MARKER) + 1, size, dtype=torch.long)
-    for progress in range(len(MARKER)):
-        # of the text before the token only this much matters
-        end = MARKER[:progress]
-        table[progress, :len(tokens)] = torch.tensor(
-            [marker_progress(end + text[skip:]) for text in texts])
-    table[len(MARKER)] = len(MARKER)                           # found once is found for good
-    return table
+    columns = []
+    for token in range(size):
+        text = tokenizer.decode(before + [token])[skip:]
+        # Of the text so far it matters only how much of the marker it ends with.
+        column = [marker_progress(MARKER[:progress] + text) for progress in range(len(MARKER) + 1)]
+        columns.append(column)
+    return torch.tensor(columns).T.contiguous()
 
 
 def hinted_combine(table, beta, mode="linear"):
@@ -172,32 +167,26 @@ def contexts(tokenizer, problem, analysis=False):
     return prompt_ids(tokenizer, [*turns[:-1], {"role": "user", "content": text}]), plain
 
 
-def fitting(model, tokenizer, problems, flags):
-    """The problems whose contexts leave the model room for the texts; says how many do not."""
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    texts = 2 if flags.analysis else 1                         # the analysis and the retelling
-    room = context - texts * flags.max_new_tokens
-    fit = []
-    for problem in problems:
-        if max(map(len, contexts(tokenizer, problem, flags.analysis))) <= room:
-            fit.append(problem)
-    if not fit:
-        raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem that fits the "
-                         f"{context} tokens which the model reads: lower it")
-    if len(fit) < len(problems):
-        print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: with "
-              f"--max_new_tokens they do not fit the {context} tokens which the model reads")
-    return fit
-
-
 def new_writer(model, tokenizer, problems, flags):
-    """-> write(pairs, beta, temperature, ...), which samples a text for each pair of contexts.
+    """-> the problems whose contexts leave the model room for --max_new_tokens, and a function
+    write(pairs, beta, temperature, ...) that samples a text for each pair of contexts.
 
     A pair may hold one context twice: that is a plain answer. It costs up to twice what it could,
     but one sampler, with one slab of memory, serves all."""
-    pairs = [contexts(tokenizer, problem, flags.analysis) for problem in problems]
-    texts = 2 if flags.analysis else 1
-    sampler, _ = new_sampler(model, pairs, texts * flags.max_new_tokens, flags.rows, streams=2)
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    room = flags.max_new_tokens * (2 if flags.analysis else 1)    # an analysis is a text of its own
+    fit, pairs = [], []
+    for problem in problems:
+        pair = contexts(tokenizer, problem, flags.analysis)
+        if max(map(len, pair)) + room <= context:
+            fit.append(problem)
+            pairs.append(pair)
+    if len(fit) < len(problems):
+        print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: the model reads "
+              f"{context} tokens, and with --max_new_tokens they have more")
+    if not fit:
+        raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem, lower it")
+    sampler, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
     table = marker_table(tokenizer, model.get_input_embeddings().num_embeddings).to(model.device)
 
     def write(pairs, beta, temperature, top_p=1.0, halt=repetition):
@@ -205,7 +194,7 @@ def new_writer(model, tokenizer, problems, flags):
         return sampler(pairs, max_new_tokens=flags.max_new_tokens, stop=stop_ids(model, tokenizer),
                        temperature=temperature, top_p=top_p, seed=flags.seed, halt=halt,
                        combine=hinted_combine(table, beta, flags.gate))
-    return write
+    return fit, write
 
 
 # ---- texts --------------------------------------------------------------------------------------
@@ -261,13 +250,12 @@ def retell(model, tokenizer, write, problems, flags, beta):
     """Hinted decoding -> one trajectory a problem."""
     pairs = [contexts(tokenizer, problem, flags.analysis) for problem in problems]
     hinted, plain = zip(*pairs)
-    came = [True] * len(problems)
     if flags.analysis:
         hinted, came = analyse(tokenizer, write, hinted)
     samples = write(list(zip(hinted, plain)), beta, flags.temperature, flags.top_p)
     rows = judge(model, tokenizer, problems, samples, "hinted")
-    for row, finished in zip(rows, came):
-        if not finished:
+    for i, row in enumerate(rows):
+        if flags.analysis and not came[i]:
             row["dropped"] = "unfinished analysis"             # right or not, as the authors do
     return rows
 
@@ -278,12 +266,7 @@ def rewrite(model, tokenizer, write, problems, flags):
     """One trajectory a problem: the model's own answer if it is right, since nothing is more
     on-policy, else the demonstration retold, right or not."""
     rows = answer(model, tokenizer, write, problems, flags.own_temperature)
-    wrong = []
-    for i, row in enumerate(rows):
-        if row["dropped"] and problems[i]["solution"]:
-            wrong.append(i)
-        elif row["dropped"]:
-            row["dropped"] = "no demonstration"
+    wrong = [i for i, row in enumerate(rows) if row["dropped"] and problems[i]["solution"]]
     if wrong:
         todo = [problems[i] for i in wrong]
         for i, row in zip(wrong, retell(model, tokenizer, write, todo, flags, flags.beta)):
@@ -300,20 +283,18 @@ def json_lines(rows):
 
 
 def rewrite_all(model, tokenizer, write, problems, flags, out, rows):
-    """trajectories.jsonl, of which `rows` are done, grows chunk by chunk; data.jsonl, what is kept
-    of it, comes at the end. Prints what became of the problems."""
-    write_file(out / "trajectories.jsonl", json_lines(rows))
+    """The pipeline, a chunk of problems at a time, of which `rows` are done. trajectories.jsonl
+    grows with every chunk, data.jsonl, what is kept, comes at the end."""
     for start in tqdm(range(len(rows), len(problems), 4 * flags.rows), leave=False):
         chunk = problems[start:start + 4 * flags.rows]
-        new = rewrite(model, tokenizer, write, chunk, flags)
-        with open(out / "trajectories.jsonl", "a", encoding="utf-8") as file:
-            file.write(json_lines(new))
-        rows += new
+        rows += rewrite(model, tokenizer, write, chunk, flags)
+        write_file(out / "trajectories.jsonl", json_lines(rows))
     write_file(out / "data.jsonl", json_lines(kept(rows)))
-    counts = Counter(row["dropped"] or f"kept, {row['source']}" for row in rows)
+
     print(f"\n{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl")
-    for name, count in counts.most_common():
-        print(f"{count:8} {name}")
+    counts = Counter((row["source"], row["dropped"] or "kept") for row in rows)
+    for (source, fate), count in counts.most_common():
+        print(f"{count:8} {source}: {fate}")
 
 
 def compare_kinds(model, tokenizer, write, problems, flags):
@@ -383,8 +364,7 @@ def main(flags):
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
     if flags.analysis and "<hint>" in tokenizer.get_vocab():
         raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
-    problems = fitting(model, tokenizer, problems, flags)
-    write = new_writer(model, tokenizer, problems, flags)
+    problems, write = new_writer(model, tokenizer, problems, flags)
     rows = finished_rows(out / "trajectories.jsonl", problems, 4 * flags.rows)
 
     out.mkdir(parents=True, exist_ok=True)
