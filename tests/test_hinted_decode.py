@@ -180,7 +180,7 @@ def test_greedy_is_the_uncached_loop():
     for seed, words in WORLDS:
         model, tokenizer, pairs = small_world(seed, words)
         want = [hd.uncached(model, tokenizer, *pair, 1.0, 24) for pair in pairs]
-        for rows in (1, 4, 64):
+        for rows in (2, 64):
             samples = batched(model, tokenizer, pairs, 1.0, 24, rows, temperature=0)
             assert tokens_of(samples) == want
         switched += sum("\\boxed{" in tokenizer.decode(ids[:-1]) for ids in want)
@@ -195,7 +195,7 @@ def test_sampled_texts_have_the_mixture_s_probabilities():
     for seed, words in WORLDS:
         model, tokenizer, pairs = small_world(seed, words)
         samples = batched(model, tokenizer, pairs, 1.0, 24, 64, **how)
-        for rows in (1, 4):
+        for rows in (4,):
             again = batched(model, tokenizer, pairs[::-1], 1.0, 24, rows, **how)
             assert tokens_of(again[::-1]) == tokens_of(samples)
         for (hinted, plain), sample in zip(pairs, samples):
@@ -234,7 +234,7 @@ def test_beta_0_is_the_hinted_stream_and_lam_1_the_plain_one():
 
 def test_repetition_is_what_counting_finds():
     rng, cut = random.Random(0), Counter()
-    for _ in range(150):
+    for _ in range(80):
         loop = [rng.randrange(50) for _ in range(rng.choice([1, 2, 7, 29, 31, 40]))]
         tokens = [rng.randrange(50) for _ in range(rng.randint(0, 60))]
         tokens += loop * rng.randint(1, 300 // len(loop))
@@ -251,18 +251,18 @@ def test_repetition_is_what_counting_finds():
             got = hd.repetition(tokens[:length])
         assert got == want
         cut[want is None] += 1
-    assert min(cut.values()) > 20
+    assert min(cut.values()) > 10
 
 
 def test_a_looping_text_is_cut():
     model, tokenizer, pairs = small_world(0, "abc")
     how = {"temperature": 0}
-    cut = batched(model, tokenizer, pairs, 0.0, 200, 4, halt=hd.repetition, **how)
-    whole = batched(model, tokenizer, pairs, 0.0, 200, 4, **how)
+    cut = batched(model, tokenizer, pairs, 0.0, 120, 4, halt=hd.repetition, **how)
+    whole = batched(model, tokenizer, pairs, 0.0, 120, 4, **how)
     for short, long in zip(tokens_of(cut), tokens_of(whole)):
-        assert short == long[:hd.repetition(short) or 200]
+        assert short == long[:hd.repetition(short) or 120]
         assert not any(hd.repetition(short[:t]) for t in range(len(short)))
-    assert not any(sample.finished for sample in cut) and min(map(len, tokens_of(cut))) < 200
+    assert not any(sample.finished for sample in cut) and min(map(len, tokens_of(cut))) < 120
 
 
 # ---- contexts and the analysis ------------------------------------------------------------------
@@ -342,7 +342,7 @@ def retold(tmp_path_factory):
     problems[5] = {**problems[5], "answer": "77", "solution": None}
     problems[7]["solution"] = [problems[7]["solution"], "another"]
     (folder / "in.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    argv = ["--data", folder / "in.jsonl", "--no_analysis", "--max_new_tokens", 64, "--rows", 4]
+    argv = ["--data", folder / "in.jsonl", "--no_analysis", "--max_new_tokens", 64, "--rows", 8]
     hd.main(parsed(*argv, "--out", folder / "out"))
     return folder, problems, argv
 
