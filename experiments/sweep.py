@@ -1,0 +1,200 @@
+"""
+sweep.py - the one loop behind every comparison: tune each arm alone, then report five seeds.
+
+An arm is a dict of settings. Its learning rate is the one of GRID that does best on tuning problems
+of its own, with a base model and training problems of seed 5; where several are equally good, a
+second set of tuning problems decides, then the smaller rate. Only then come seeds 0 to 4, each with
+its own base, training problems and samples, all measured on the same test problems. An arm with
+"tune_like" inherits the rate of another arm, and the table says so.
+
+Every run is one line of experiments/results/NAME.jsonl; what stands there is not run again. So a
+stopped comparison goes on, and two processes may share one file if each has its own --arms.
+
+    python -m experiments.rl                       everything, one thread
+    python -m experiments.rl --arms sft rft        only these arms
+    python -m experiments.rl --table               print what there is, run nothing
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import toy
+from eval import InputError, evaluate, flag, greedy_accuracy, parse_json
+
+GRID = (3e-4, 1e-3, 3e-3)
+TUNING_SEED = 5
+SEEDS = (0, 1, 2, 3, 4)
+SPLITS = ("hard", "longer", "easy")
+LOOK_EVERY = 20                                  # optimizer steps between points of a curve
+
+
+# ---- rows on disk -------------------------------------------------------------------------------
+
+def read_rows(path):
+    """The rows of a results file, [] if there is none. InputError for a line that is no row."""
+    rows = []
+    if path.exists():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            rows.append(parse_json(line, path, number))
+    return rows
+
+
+def add_row(path, row):
+    """Append one line in one write: two processes may add to one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        file.write((json.dumps(row) + "\n").encode())
+
+
+def find_row(path, job):
+    """The first row of path that agrees with all of job, or None."""
+    for row in read_rows(path):
+        if all(row.get(key) == value for key, value in job.items()):
+            return row
+    return None
+
+
+# ---- tuning, then seeds -------------------------------------------------------------------------
+
+def result(path, run, job):
+    """The row of one job: read if it stands in path, else run and appended. run(settings, lr, seed,
+    stage) -> dict of figures."""
+    row = find_row(path, job)
+    if row is None:
+        start = time.perf_counter()
+        figures = run(job["settings"], job["lr"], job["seed"], job["stage"])
+        row = {**job, **figures, "seconds": round(time.perf_counter() - start, 1)}
+        add_row(path, row)
+        print(f"{job['arm']}, {job['stage']}, lr {job['lr']:g}, seed {job['seed']}: "
+              f"{row['seconds']} s", flush=True)
+    return row
+
+
+def describe(name, arm, common, stage, lr, seed):
+    """What tells one run from every other."""
+    settings = {**common, **arm}
+    settings.pop("tune_like", None)
+    return {"arm": name, "stage": stage, "lr": lr, "seed": seed, "settings": settings}
+
+
+def tune(path, run, name, arms, common, grid=GRID):
+    """The learning rate of an arm. An arm that learns nothing has "lr" among its settings."""
+    if "lr" in arms[name]:
+        return arms[name]["lr"]
+    parent = arms[name].get("tune_like", name)
+    jobs = [describe(parent, arms[parent], common, "tune", lr, TUNING_SEED) for lr in grid]
+    rows = [result(path, run, job) for job in jobs]
+    # max() takes the first of equals, which is the smallest rate.
+    return max(rows, key=lambda row: (row["valid"], row["valid_2"]))["lr"]
+
+
+def compare(path, run, arms, common, flags, columns, grid=GRID):
+    """Tune and report the arms that --arms names (none named: all), then print the table."""
+    unknown = [name for name in flags.arms if name not in arms]
+    if unknown:
+        raise InputError(f"--arms {unknown[0]} is unknown, choose from {', '.join(arms)}")
+    names = flags.arms or list(arms)
+    if not flags.table:
+        for name in names:
+            lr = tune(path, run, name, arms, common, grid)
+            for seed in SEEDS[:flags.seeds]:
+                result(path, run, describe(name, arms[name], common, "report", lr, seed))
+    print_table(path, names, arms, common, columns)
+
+
+# ---- measuring ----------------------------------------------------------------------------------
+
+def measure(model, tokenizer, stage, max_new_tokens, sampler=None, n=0, problems=128):
+    """The figures of a trained model. At the stage "tune" greedy accuracy on two sets of tuning
+    problems, else on hard, longer and easy; n: pass@1, 2, 4, ... n on the first hard problems."""
+    if stage == "tune":
+        sets = {"valid": toy.problems("hard", seed=101), "valid_2": toy.problems("hard", seed=102)}
+    else:
+        sets = {split: toy.problems(split) for split in SPLITS}
+    row = greedy_accuracy(model, tokenizer, sets, max_new_tokens, sampler)
+    if n and stage == "report":
+        ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= n]
+        sampled = evaluate(model, tokenizer, toy.problems("hard")[:problems], n, 0.6, 0.95,
+                           max_new_tokens, ks=ks, sampler=sampler)
+        row |= {f"pass@{k}": share for k, share in sampled["pass@k"].items()}
+    return row
+
+
+def learning_curve(model, tokenizer, steps, learn, max_new_tokens, sampler=None, look=True):
+    """Call learn(step) for every step; every LOOK_EVERY steps measure greedy accuracy on 128 hard
+    problems -> the curve [[step, accuracy]], its mean height "auc", the first step at 0.5."""
+    problems = {"hard": toy.problems("hard", 128)}
+    curve = []
+    for step in range(steps + 1):
+        if look and (step % LOOK_EVERY == 0 or step == steps):
+            accuracy = greedy_accuracy(model, tokenizer, problems, max_new_tokens, sampler)
+            curve.append([step, accuracy["hard"]])
+        if step < steps:
+            learn(step)
+    if not look:
+        return {}
+    reached = [step for step, accuracy in curve if accuracy >= 0.5]
+    return {"curve": curve, "auc": area(curve), "steps_to_half": reached[0] if reached else None}
+
+
+def area(curve):
+    """Mean height of a curve of straight lines between its points."""
+    total = 0.0
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
+        total += (x1 - x0) * (y0 + y1) / 2
+    width = curve[-1][0] - curve[0][0]
+    return total / width if width else curve[0][1]
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+def mean_std(values):
+    """"0.52 ± 0.03", the mean and standard deviation over seeds, and of how many if some have no
+    value; "-" if none has."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    form = ".2f" if abs(statistics.mean(known)) < 10 else ",.0f"
+    cell = format(statistics.mean(known), form)
+    if len(known) > 1:
+        cell += f" ± {statistics.stdev(known):{form}}"
+    if len(known) < len(values):
+        cell += f" ({len(known)} of {len(values)})"
+    return cell
+
+
+def print_table(path, names, arms, common, columns):
+    """Markdown, a line an arm, from the rows of path. columns: {title: key of the rows}."""
+    print(f"\n| arm | lr | seeds | {' | '.join(columns)} |")
+    print("|" + " --- |" * (len(columns) + 3))
+    everything = read_rows(path)
+    for name in names:
+        wanted = describe(name, arms[name], common, "report", None, None)
+        by_seed = {}
+        for row in everything:
+            if all(row[key] == wanted[key] for key in ("arm", "stage", "settings")):
+                by_seed[row["seed"]] = row
+        if not by_seed:
+            continue
+        rows = list(by_seed.values())
+        lr = "-" if "lr" in arms[name] else f"{rows[-1]['lr']:.0e}"
+        if "tune_like" in arms[name]:
+            lr += f" (of {arms[name]['tune_like']})"
+        cells = [mean_std([row.get(key) for row in rows]) for key in columns.values()]
+        print(f"| {name} | {lr} | {len(rows)} | {' | '.join(cells)} |")
+
+
+@dataclass
+class Flags:
+    arms: list[str] = flag([], "only these arms, in this order")
+    seeds: int = flag(len(SEEDS), "how many of the five seeds", 1, len(SEEDS))
+    table: bool = flag(False, "print the table of the runs there are, run nothing")
+    results: str = flag("experiments/results", "the folder of the raw rows")
+
+
+def results_file(flags, name):
+    """The file of a comparison's raw rows."""
+    return Path(flags.results) / f"{name}.jsonl"
