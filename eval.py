@@ -104,25 +104,23 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     title = sys.modules[Flags.__module__].__doc__.strip().split("\n")[0]
     parser = HfArgumentParser(Flags, description=title, allow_abbrev=False)
     parser.error = refuse
-    # --help names every default that may be used, not only the dataclass's
-    for action in parser._actions:
-        others = ""
-        for name, defaults in {"toy": toy_defaults, **methods}.items():
-            if action.dest in defaults:
-                others += f", {name}: {defaults[action.dest]}"
-        if others:
-            action.help += f" (default: %(default)s{others})"
+    for action in parser._actions[1:]:                   # all but --help
+        # the help names every default there is, the parser knows none: it tells what was typed
+        defaults = str(action.default)
+        for name, others in {"toy": toy_defaults, **methods}.items():
+            if action.dest in others:
+                defaults += f", {name}: {others[action.dest]}"
+        action.help += f" (default: {defaults})"
+        action.default = argparse.SUPPRESS
 
-    # which defaults hold is known after a first reading; the second lets typed flags win over them
-    how = {"return_remaining_strings": True, "look_for_args_file": False}
-    flags, unknown = parser.parse_args_into_dataclasses(argv, **how)
-    if unknown:
-        refuse(f"unknown flag {unknown[0]}")
+    typed = vars(parser.parse_args(argv))
+    flags = Flags(**typed)
+    defaults = {}
     if toy_defaults and flags.data == "toy":
-        parser.set_defaults(**toy_defaults)
+        defaults.update(toy_defaults)
     if methods:
-        parser.set_defaults(**methods[flags.method])
-    return parser.parse_args_into_dataclasses(argv, **how)[0]
+        defaults.update(methods[flags.method])
+    return Flags(**{**defaults, **typed})
 
 
 def run_script(main, Flags, toy_defaults={}, methods={}):
@@ -153,7 +151,7 @@ def pick_device(name):
 # ---- files --------------------------------------------------------------------------------------
 
 def new_run(out, resume):
-    """Path(out), if a run may start there or go on. It is not made: a refused run leaves nothing."""
+    """Path(out), if a run may start or go on there. Not made yet: a refused run leaves nothing."""
     out = Path(out)
     if resume and not out.is_dir():
         raise InputError(f"--resume: there is no run in {out}")
@@ -188,7 +186,7 @@ def read_rows(path):
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it so") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
 
@@ -271,6 +269,8 @@ def to_problem(row):
     solutions = solution if isinstance(solution, list) else [solution]
     for text in solutions:
         check_text(text, "solution")
+    if isinstance(solution, list) and None in solution:
+        raise InputError("one of the solutions is null")
     if type(answer) in (int, float):
         answer = str(answer)
     check_text(answer, "answer")
@@ -379,7 +379,7 @@ def find_fault(model, tokenizer, absent):
 
 
 def prompt_ids(tokenizer, problem):
-    """A problem (text, or chat turns as they stand) -> token ids up to where the response begins."""
+    """A problem (a text, or chat turns as they stand) -> ids up to where the response begins."""
     turns = problem
     if isinstance(problem, str):
         turns = [{"role": "user", "content": problem + INSTRUCTION}]
