@@ -7,6 +7,8 @@ second set of tuning problems decides, then the smaller rate. Only then come see
 its own base, training problems and samples, all measured on the same test problems. An arm with
 "tune_like" inherits the rate of another arm, and the table says so.
 
+"seconds" are seconds of one core that the run itself used, not of the clock on the wall.
+
 Every run is one line of experiments/results/NAME.jsonl; what stands there is not run again. So a
 stopped comparison goes on, and two processes may share one file if each has its own --arms.
 
@@ -64,9 +66,9 @@ def result(path, run, job):
     stage) -> dict of figures."""
     row = find_row(path, job)
     if row is None:
-        start = time.perf_counter()
+        start = time.process_time()
         figures = run(job["settings"], job["lr"], job["seed"], job["stage"])
-        row = {**job, **figures, "seconds": round(time.perf_counter() - start, 1)}
+        row = {**job, **figures, "seconds": round(time.process_time() - start, 1)}
         add_row(path, row)
         print(f"{job['arm']}, {job['stage']}, lr {job['lr']:g}, seed {job['seed']}: "
               f"{row['seconds']} s", flush=True)
