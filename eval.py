@@ -137,6 +137,11 @@ def run_script(main, Flags, toy_defaults={}, methods={}):
         sys.exit(130)
 
 
+def printable(text):
+    """Text of a model for the terminal: one line, without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def pick_device(name):
     """"auto" (the GPU if there is one), "cpu" or "cuda" -> torch.device."""
     if name == "auto":
@@ -229,12 +234,15 @@ def download(path):
 
 # ---- problems -----------------------------------------------------------------------------------
 
-def load_problems(path, require=("answer",)):
-    """Problems from a .jsonl or .json file, or from the Hub (hf://owner/name/path/to/file.jsonl).
+def load_problems(path, require=("answer",), seed=0):
+    """Problems from a .jsonl or .json file, from the Hub (hf://owner/name/path/to/file.jsonl), or
+    of the toy's training split ("toy", which alone has a seed).
 
     Returns a list of {"problem": str or chat turns, "solution": str, list of str or None, "answer":
     str or None}; the keys in `require` are never empty. InputError names the file, the line and
     what is wrong with it: no line is skipped."""
+    if path == "toy":
+        return toy.problems("train", seed=seed)
     problems = []
     for place, row in read_rows(path):
         try:
@@ -249,6 +257,12 @@ def load_problems(path, require=("answer",)):
     if not problems:
         raise InputError(f"{path} is empty: give one JSON object with problem and answer a line")
     return problems
+
+
+def demonstrations(problem):
+    """The solutions of a problem as a list, which may be empty."""
+    solution = problem["solution"] or []
+    return [solution] if isinstance(solution, str) else solution
 
 
 def to_problem(row):
@@ -450,7 +464,7 @@ def interval(values, seed=0, resamples=2000):
 
 
 def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_new_tokens=256,
-             seed=0, ks=(1,), sampler=None, keep=False):
+             seed=0, ks=(1,), rows=64, sampler=None, keep=False):
     """Answer every problem (as from load_problems) n times and score; temperature 0 is greedy.
 
     sampler: one to use again, with room enough; it is given the model's present weights first.
@@ -460,7 +474,7 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
         raise InputError(f"--ks {max(ks)} is more than --n {n}: pass@k needs k <= n")
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
-        sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens)
+        sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens, rows)
     start = time.perf_counter()
     sampler.sync(model)
     samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
@@ -496,11 +510,11 @@ def summarise(responses, ks, seconds, seed=0):
             "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, sampler=None):
+def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, rows=64, sampler=None):
     """{title: problems} -> {title: share answered rightly, greedily}."""
     accuracy = {}
     for title, problems in benchmarks.items():
-        result = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens,
+        result = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens, rows=rows,
                           sampler=sampler)
         accuracy[title] = result["avg@n"]
     return accuracy

@@ -15,14 +15,9 @@ wording, and the model speaks as it would alone:
     beta            how soon the plain stream has a say; 0 is self-distillation, p alone
     phi             log q(y_t) + H[q_t] (ddt.py): how foreign a token is to the model to be trained
 
-The first token comes from p alone: it decides how the text goes on. Once the text holds `\boxed{`,
-q is alone: the answer must follow from what was written. A text ends with an end token, at its
-budget, or when some 30-gram stands in it for the fifth time [code].
-
-Other than in the authors' code: one model with a cache and many texts at once; theirs reads two
-copies without a cache, text by text. Top-p is taken after the temperature, as in Hugging Face,
-theirs before. Repetitions are looked for every few tokens, there every 100. The hint is worded
-anew. Left out: two different models as p and q.
+Other than in the authors' code: one model, cached, many texts at once (theirs: two copies, no
+cache, one text); top-p after the temperature, as in Hugging Face; repetitions looked for at every
+token, not every 100; another wording of the hint. Left out: two different models as p and q.
 
     python hinted_decode.py                         retell the toy's demonstrations, compare texts
     python hinted_decode.py --model Qwen/Qwen2.5-7B-Instruct --data train.jsonl --out runs/retold
@@ -67,27 +62,26 @@ def mix(log_p, log_q, beta, mode="linear"):
         lam = ((h - 0.3) / (0.7 - 0.3)).clamp(0, 1)
     else:
         raise ValueError(f"mode must be linear, sigmoid or piecewise, not {mode!r}")
-
-    # A stream without a share says nothing, not even -inf: 0 * -inf would be NaN.
     p_share, q_share = (1 - lam)[..., None], lam[..., None]
-    from_p = torch.where(p_share > 0, p_share * log_p, 0)
-    from_q = torch.where(q_share > 0, q_share * log_q, 0)
-    return from_p + from_q, lam
+    # a stream without a share is left out, because 0 * -inf is NaN
+    log_m = torch.where(p_share > 0, p_share * log_p, 0)
+    log_m = log_m + torch.where(q_share > 0, q_share * log_q, 0)
+    return log_m, lam
 
 
 @torch.no_grad()
 def uncached(model, tokenizer, hinted, plain, beta, max_new_tokens, stop=()):
-    """The whole method, greedy, for one problem: hinted and plain are the ids of the two contexts
-    -> list of ids. Both are read again for every token, as in the authors' code."""
+    """The method, greedy, for one problem: the ids of its two contexts -> the ids of its text. As
+    in the authors' code, both contexts are read again for every token."""
     ids = []
     while len(ids) < max_new_tokens and not (ids and ids[-1] in stop):
-        log_p = model(torch.tensor([hinted + ids])).logits[0, -1].log_softmax(-1)    # (V,)
-        log_q = model(torch.tensor([plain + ids])).logits[0, -1].log_softmax(-1)     # (V,)
+        log_p = model(torch.tensor([hinted + ids])).logits[0, -1].log_softmax(-1)         # (V,)
+        log_q = model(torch.tensor([plain + ids])).logits[0, -1].log_softmax(-1)          # (V,)
         log_m, _ = mix(log_p, log_q, beta)
         if not ids:
-            log_m = log_p
-        elif MARKER in tokenizer.decode(ids):
-            log_m = log_q
+            log_m = log_p                      # the first token decides how the text goes on
+        if MARKER in tokenizer.decode(ids):
+            log_m = log_q                      # the answer must follow from what was written
         ids.append(log_m.argmax().item())
     return ids
 
@@ -104,55 +98,44 @@ def marker_progress(text):
 
 def marker_table(tokenizer, size):
     """What each of `size` tokens does to the progress of a text: table[progress, token] -> progress,
-    int64 (8, size). One look-up on the device instead of decoding every row at every token."""
-    # A token is read behind another one, because at the start of a text it may lose its space.
+    int64 (8, size). One look-up on the device instead of decoding every text at every token."""
+    # A token is read behind another one: at the start of a text it may lose its space.
     before = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     skip = len(tokenizer.decode(before))
-    tokens = range(min(size, len(tokenizer)))
-    texts = tokenizer.batch_decode([before + [token] for token in tokens])
-
-    # As far as it matters, the text before the token is MARKER[:progress].
-    table = torch.zeros(len(MARKER) + 1, size, dtype=torch.long)
-    for progress in range(len(MARKER)):
-        for token, text in zip(tokens, texts):
-            table[progress, token] = marker_progress(MARKER[:progress] + text[skip:])
-    table[len(MARKER)] = len(MARKER)                           # found once is found for good
-    return table
+    columns = []
+    for token in range(size):
+        text = tokenizer.decode(before + [token])[skip:]
+        # Of the text so far it matters only how much of the marker it ends with.
+        column = [marker_progress(MARKER[:progress] + text) for progress in range(len(MARKER) + 1)]
+        columns.append(column)
+    return torch.tensor(columns).T.contiguous()
 
 
 def hinted_combine(table, beta, mode="linear"):
     """`combine` for a sampler with the streams (hinted, plain). The state of a row is its progress
-    in `table`, marker_table's, on the model's device."""
+    in `table`, which is marker_table's, on the model's device."""
     def combine(logits, last, step, progress):
-        log_p, log_q = logits.log_softmax(-1).unbind(1)                    # (R, V) each
+        log_p, log_q = logits.log_softmax(-1).unbind(1)                                   # (R, V)
         log_m, _ = mix(log_p, log_q, beta, mode)
-        first = step == 0                                      # `last` still belongs to the prompt
-        progress = torch.where(first, 0, table[progress, last])
+        first = step == 0
+        progress = torch.where(first, 0, table[progress, last])   # at first `last` is the prompt's
         boxed = progress == len(MARKER)
         log_m = torch.where(first[:, None], log_p, log_m)
-        log_m = torch.where(boxed[:, None], log_q, log_m)
-        return log_m, progress
+        return torch.where(boxed[:, None], log_q, log_m), progress
     return combine
-
-
-def one_context(logits, last, step, state):
-    """`combine` for a pair that holds one context twice. Own answers and analyses cost up to twice
-    what they could, but one sampler and one slab of memory serve everything."""
-    return logits[:, 0], state
 
 
 def repetition(tokens, size=30, times=5, fresh=32):
     """`halt` for the sampler: the length at which some `size`-gram stood in tokens for the
-    `times`-th time, or None. It looks at those that end in the last `fresh` tokens: the sampler
+    `times`-th time [code], or None. Of n-grams that end in the last `fresh` tokens: the sampler
     asks at least that often."""
     if len(tokens) < size:
         return None
-    grams = np.lib.stride_tricks.sliding_window_view(np.array(tokens), size)       # (N, size)
+    grams = np.lib.stride_tricks.sliding_window_view(np.array(tokens), size)        # (N, size)
     for i in range(max(0, len(grams) - fresh), len(grams)):
-        alike = np.flatnonzero(grams[:i + 1, 0] == grams[i, 0])                    # same first token
+        alike = np.flatnonzero(grams[:i + 1, 0] == grams[i, 0])                     # begin alike
         if (grams[alike] == grams[i]).all(1).sum() >= times:
             return i + size
-    return None
 
 
 # ---- the two contexts ---------------------------------------------------------------------------
@@ -167,73 +150,72 @@ done there, why, and what it leaves out. Then, under the heading `{HEADING}`, so
 from the start."""
 
 
-def contexts(tokenizer, problem, analysis):
-    """A problem -> hinted ids, plain ids, up to where the text (or its analysis) begins. Without a
-    demonstration there is no hint, and both are the plain ones."""
-    plain = prompt_ids(tokenizer, problem["problem"])
-    if not problem["solution"]:
+def contexts(tokenizer, problem, analysis=False):
+    """A problem -> hinted ids, plain ids, up to where the text, or its analysis, begins. Without a
+    demonstration both are the plain ones."""
+    turns, solution = problem["problem"], problem["solution"]
+    plain = prompt_ids(tokenizer, turns)
+    if not solution:
         return plain, plain
-    turns = problem["problem"]
     if isinstance(turns, str):
-        turns = [{"role": "user", "content": turns}]
+        turns = [{"content": turns}]
     question = turns[-1]["content"]
     if "<hint>" in tokenizer.get_vocab():                      # the toy has hints of its own form
-        return toy.hint_prompt(tokenizer, question, problem["solution"]), plain
-
-    text = HINT + INSTRUCTION
-    if analysis:
-        text = HINT + ANALYSIS + INSTRUCTION
-    text += f"\n\n# Problem\n{question}\n\n# Reference solution\n{problem['solution']}"
+        return toy.hint_prompt(tokenizer, question, solution), plain
+    text = HINT + (ANALYSIS if analysis else "") + INSTRUCTION
+    text += f"\n\n# Problem\n{question}\n\n# Reference solution\n{solution}"
     return prompt_ids(tokenizer, [*turns[:-1], {"role": "user", "content": text}]), plain
 
 
-def two_streams(model, tokenizer, problems, flags):
-    """What the functions below need -> a sampler, the marker's table, and the problems that leave
-    the model room for --max_new_tokens. Says how many do not, InputError if none does."""
-    if flags.analysis and "<hint>" in tokenizer.get_vocab():
-        raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
+def new_writer(model, tokenizer, problems, flags):
+    """-> the problems whose contexts leave the model room for --max_new_tokens, and a function
+    write(pairs, beta, temperature, ...) that samples a text for each pair of contexts.
+
+    A pair may hold one context twice: that is a plain answer. It costs up to twice what it could,
+    but one sampler, with one slab of memory, serves all."""
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    room = flags.max_new_tokens
-    if flags.analysis:
-        room *= 2                                              # the analysis and the retelling
-    pairs, fit = [], []
+    room = flags.max_new_tokens * (2 if flags.analysis else 1)    # an analysis is a text of its own
+    fit, pairs = [], []
     for problem in problems:
         pair = contexts(tokenizer, problem, flags.analysis)
-        if max(len(ids) for ids in pair) + room <= context:
-            pairs.append(pair)
+        if max(map(len, pair)) + room <= context:
             fit.append(problem)
+            pairs.append(pair)
     if len(fit) < len(problems):
-        print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: with their "
-              f"solution and {room} new tokens they are longer than the {context} the model reads")
+        print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: the model reads "
+              f"{context} tokens, and with --max_new_tokens they have more")
     if not fit:
-        raise InputError("--max_new_tokens leaves no problem that the model can read: lower it")
+        raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem, lower it")
     sampler, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
-    table = marker_table(tokenizer, model.get_input_embeddings().num_embeddings)
-    return sampler, table.to(model.device), fit
+    table = marker_table(tokenizer, model.get_input_embeddings().num_embeddings).to(model.device)
+
+    def write(pairs, beta, temperature, top_p=1.0, halt=repetition):
+        sampler.sync(model)
+        return sampler(pairs, max_new_tokens=flags.max_new_tokens, stop=stop_ids(model, tokenizer),
+                       temperature=temperature, top_p=top_p, seed=flags.seed, halt=halt,
+                       combine=hinted_combine(table, beta, flags.gate))
+    return fit, write
 
 
 # ---- texts --------------------------------------------------------------------------------------
 
 def judge(model, tokenizer, problems, samples, source):
     """Samples, one a problem -> trajectories: the problem with the text as its solution; source;
-    finish (stop, length, repetition); tokens; mean_phi and the shares phi>-1, phi>-3, phi>-5 under
-    the plain context; dropped: why nobody should learn from it, or ""."""
+    finish (stop, length, repetition); dropped, why nobody should learn from it, or ""; tokens;
+    mean_phi and the shares phi>-1, phi>-3, phi>-5 under the plain context."""
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     right = rewards(texts, [problem["answer"] for problem in problems])
-    pairs = []
-    for problem, sample in zip(problems, samples):
-        pairs.append((prompt_ids(tokenizer, problem["problem"]), sample.tokens))
+    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
+    responses = [sample.tokens for sample in samples]
     with torch.no_grad():
-        logp, entropy = response_stats(model, pairs)                       # (tokens of all,)
-    phis = cll(logp, entropy).split([len(sample.tokens) for sample in samples])
+        logp, entropy = response_stats(model, list(zip(prompts, responses)))    # (all tokens,)
+    phis = cll(logp, entropy).split([len(response) for response in responses])
 
     rows = []
     for problem, sample, text, correct, phi in zip(problems, samples, texts, right, phis):
-        finish, dropped = "stop", ""
+        finish, dropped = "stop", "" if correct else "wrong answer"
         if not sample.finished:
             finish = dropped = "repetition" if repetition(sample.tokens) else "length"
-        elif not correct:
-            dropped = "wrong answer"
         row = {**problem, "solution": text, "source": source, "finish": finish, "dropped": dropped,
                "tokens": len(phi), "mean_phi": phi.mean().item()}
         for limit in (-1, -3, -5):
@@ -242,66 +224,52 @@ def judge(model, tokenizer, problems, samples, source):
     return rows
 
 
-def answer(model, tokenizer, sampler, problems, flags, temperature):
-    """What the model writes without a hint -> one trajectory a problem."""
+def answer(model, tokenizer, write, problems, temperature):
+    """The model alone -> one trajectory a problem."""
     plain = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
-    samples = sampler([(ids, ids) for ids in plain], max_new_tokens=flags.max_new_tokens,
-                      stop=stop_ids(model, tokenizer), temperature=temperature, seed=flags.seed,
-                      combine=one_context, halt=repetition)
+    samples = write([(ids, ids) for ids in plain], 0, temperature)
     return judge(model, tokenizer, problems, samples, "own")
 
 
-def analyse(model, tokenizer, sampler, hinted, flags):
+def analyse(tokenizer, write, hinted):
     """The model goes through every reference, greedily [code]: hinted contexts -> the same with the
-    analysis and the heading of the second part behind; whether it came to that heading."""
+    analysis and the next heading behind, and whether it came to that heading."""
     def halt(tokens):
         for end in range(max(0, len(tokens) - 32), len(tokens) + 1):
             if HEADING in tokenizer.decode(tokens[max(0, end - 16):end]):
                 return end
         return repetition(tokens)
 
-    samples = sampler([(ids, ids) for ids in hinted], max_new_tokens=flags.max_new_tokens,
-                      stop=stop_ids(model, tokenizer), temperature=0, combine=one_context,
-                      halt=halt)
+    samples = write([(ids, ids) for ids in hinted], 0, 0, halt=halt)
     longer = [ids + sample.tokens for ids, sample in zip(hinted, samples)]
     came = [HEADING in tokenizer.decode(sample.tokens[-16:]) for sample in samples]
     return longer, came
 
 
-def retell(model, tokenizer, sampler, table, problems, flags, beta):
+def retell(model, tokenizer, write, problems, flags, beta):
     """Hinted decoding -> one trajectory a problem."""
-    hinted, plain = zip(*[contexts(tokenizer, problem, flags.analysis) for problem in problems])
+    pairs = [contexts(tokenizer, problem, flags.analysis) for problem in problems]
+    hinted, plain = zip(*pairs)
     if flags.analysis:
-        hinted, came = analyse(model, tokenizer, sampler, hinted, flags)
-    samples = sampler(list(zip(hinted, plain)), max_new_tokens=flags.max_new_tokens,
-                      stop=stop_ids(model, tokenizer), temperature=flags.temperature,
-                      top_p=flags.top_p, seed=flags.seed, halt=repetition,
-                      combine=hinted_combine(table, beta, flags.gate))
+        hinted, came = analyse(tokenizer, write, hinted)
+    samples = write(list(zip(hinted, plain)), beta, flags.temperature, flags.top_p)
     rows = judge(model, tokenizer, problems, samples, "hinted")
-    if flags.analysis:
-        for row, finished in zip(rows, came):
-            if not finished:
-                row["dropped"] = "unfinished analysis"         # as the authors do, right or not
+    for i, row in enumerate(rows):
+        if flags.analysis and not came[i]:
+            row["dropped"] = "unfinished analysis"             # right or not, as the authors do
     return rows
 
 
 # ---- the pipeline -------------------------------------------------------------------------------
 
-def rewrite(model, tokenizer, sampler, table, problems, flags):
+def rewrite(model, tokenizer, write, problems, flags):
     """One trajectory a problem: the model's own answer if it is right, since nothing is more
     on-policy, else the demonstration retold, right or not."""
-    sampler.sync(model)
-    rows = answer(model, tokenizer, sampler, problems, flags, flags.own_temperature)
-    wrong = []
-    for i, row in enumerate(rows):
-        if row["dropped"] and problems[i]["solution"]:
-            wrong.append(i)
-        elif row["dropped"]:
-            row["dropped"] = "no demonstration"
+    rows = answer(model, tokenizer, write, problems, flags.own_temperature)
+    wrong = [i for i, row in enumerate(rows) if row["dropped"] and problems[i]["solution"]]
     if wrong:
         todo = [problems[i] for i in wrong]
-        retold = retell(model, tokenizer, sampler, table, todo, flags, flags.beta)
-        for i, row in zip(wrong, retold):
+        for i, row in zip(wrong, retell(model, tokenizer, write, todo, flags, flags.beta)):
             rows[i] = row
     return rows
 
@@ -314,52 +282,39 @@ def json_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def write_data(model, tokenizer, sampler, table, problems, flags, out, rows):
-    """<out>/trajectories.jsonl, which holds `rows` already, grows chunk by chunk; data.jsonl, what
-    is kept, comes at the end. -> {what became of a problem: how often}, also printed."""
-    write_file(out / "trajectories.jsonl", json_lines(rows))
+def rewrite_all(model, tokenizer, write, problems, flags, out, rows):
+    """The pipeline, a chunk of problems at a time, of which `rows` are done. trajectories.jsonl
+    grows with every chunk, data.jsonl, what is kept, comes at the end."""
     for start in tqdm(range(len(rows), len(problems), 4 * flags.rows), leave=False):
         chunk = problems[start:start + 4 * flags.rows]
-        new = rewrite(model, tokenizer, sampler, table, chunk, flags)
-        with open(out / "trajectories.jsonl", "a", encoding="utf-8") as file:
-            file.write(json_lines(new))
-        rows += new
+        rows += rewrite(model, tokenizer, write, chunk, flags)
+        write_file(out / "trajectories.jsonl", json_lines(rows))
     write_file(out / "data.jsonl", json_lines(kept(rows)))
-    counts = Counter()
-    for row in rows:
-        counts[f"dropped: {row['dropped']}" if row["dropped"] else row["source"]] += 1
-    print(f"{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl ("
-          + ", ".join(f"{count} {name}" for name, count in counts.most_common()) + ")")
-    return counts
+
+    print(f"\n{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl")
+    counts = Counter((row["source"], row["dropped"] or "kept") for row in rows)
+    for (source, fate), count in counts.most_common():
+        print(f"{count:8} {source}: {fate}")
 
 
-def compare(model, tokenizer, sampler, table, problems, flags):
-    """All kinds of text for the same problems: prints those of the first problem and the paper's
-    kind of table -> {kind: its numbers}."""
-    demos = []
-    for problem in problems:
-        demos.append(Sample(tokens=demo_ids(tokenizer, problem["solution"]), finished=True))
+def compare_kinds(model, tokenizer, write, problems, flags):
+    """All kinds of text for the same problems: prints the first of each, and a table."""
+    demos = [Sample(demo_ids(tokenizer, p["solution"]), finished=True) for p in problems]
     kinds = {"demonstration": judge(model, tokenizer, problems, demos, "demonstration")}
     for beta in flags.betas:
-        kinds[f"hinted, beta {beta:g}"] = retell(model, tokenizer, sampler, table, problems, flags,
-                                                 beta)
-    kinds["own, T 1"] = answer(model, tokenizer, sampler, problems, flags, 1.0)
+        kinds[f"hinted, beta {beta:g}"] = retell(model, tokenizer, write, problems, flags, beta)
+    kinds["own, T = 1"] = answer(model, tokenizer, write, problems, 1.0)
 
-    print(f"{problems[0]['problem']}    [{problems[0]['answer']}]\n")
+    print(f"{problems[0]['problem']}    answer: {problems[0]['answer']}\n")
     for kind, rows in kinds.items():
-        print(f"{kind}, mean phi {rows[0]['mean_phi']:+.2f}:\n    {rows[0]['solution']}")
-    print(f"\n{len(problems)} problems      mean phi  phi>-1  phi>-3  phi>-5   right   tokens")
-    result = {}
+        print(f"{kind} (mean phi {rows[0]['mean_phi']:+.2f})\n    {rows[0]['solution']}")
+    print(f"\n{len(problems):4} problems    mean_phi  phi>-1  phi>-3  phi>-5   right   tokens")
     for kind, rows in kinds.items():
         tokens = [row["tokens"] for row in rows]
-        numbers = {}
+        line = f"{kind:17}"
         for name in ("mean_phi", "phi>-1", "phi>-3", "phi>-5"):
-            numbers[name] = np.average([row[name] for row in rows], weights=tokens)
-        numbers |= {"right": len(kept(rows)) / len(rows), "tokens": np.mean(tokens)}
-        form = "{:16} {:+12.3f} {:7.3f} {:7.3f} {:7.3f} {:7.3f} {:8.1f}"
-        print(form.format(kind, *numbers.values()))
-        result[kind] = numbers
-    return result
+            line += f"{np.average([row[name] for row in rows], weights=tokens):8.3f}"
+        print(line + f"{len(kept(rows)) / len(rows):8.3f}{np.mean(tokens):9.1f}")
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -368,7 +323,7 @@ def compare(model, tokenizer, sampler, table, problems, flags):
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "problems and demonstrations: toy, a JSON(L) file or hf://...")
-    problems: int = flag(0, "how many of its problems to use; 0: all", 0, 10**9)
+    problems: int = flag(10**6, "how many of its problems to use, the first ones", 1, 10**6)
     out: str = flag("runs/hinted_decode", "directory for data.jsonl and trajectories.jsonl")
     beta: float = flag(3.0, "lam = beta H[p] / log|V|; 0 is self-distillation [code]", 0, 1e9)
     gate: Literal["linear", "sigmoid", "piecewise"] = flag("linear", "[D]; the others [code]")
@@ -391,31 +346,32 @@ TOY = {"problems": 256, "analysis": False, "max_new_tokens": 96, "betas": [0.0, 
 def main(flags):
     out = new_run(flags.out, flags.resume)
     if flags.data == "toy":
-        problems = toy.problems("train", flags.problems or 256, flags.seed)
+        problems = toy.problems("train", flags.problems, flags.seed)
     else:
-        problems = load_problems(flags.data)[:flags.problems or None]
+        require = ("answer", "solution") if flags.betas else ("answer",)
+        problems = load_problems(flags.data, require)[:flags.problems]
     for problem in problems:
-        if isinstance(problem["solution"], list):              # of several the first
+        if isinstance(problem["solution"], list):              # of several the first is retold
             problem["solution"] = problem["solution"][0]
     settings = asdict(flags)
     for name in ("out", "resume", "device", "betas"):
         del settings[name]
     if flags.resume:
-        before = json.loads((out / "summary.json").read_text())["flags"]
+        before = json.loads((out / "flags.json").read_text())
         if before != settings:
             raise InputError(f"--resume: the run in {out} had {before}, repeat its flags")
 
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
-    sampler, table, problems = two_streams(model, tokenizer, problems, flags)
+    if flags.analysis and "<hint>" in tokenizer.get_vocab():
+        raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
+    problems, write = new_writer(model, tokenizer, problems, flags)
     rows = finished_rows(out / "trajectories.jsonl", problems, 4 * flags.rows)
+
     out.mkdir(parents=True, exist_ok=True)
-    summary = {"flags": settings}
-    write_file(out / "summary.json", json.dumps(summary))
-    told = [problem for problem in problems if problem["solution"]]
-    if flags.betas and told:
-        summary["table"] = compare(model, tokenizer, sampler, table, told, flags)
-    summary["counts"] = write_data(model, tokenizer, sampler, table, problems, flags, out, rows)
-    write_file(out / "summary.json", json.dumps(summary))
+    write_file(out / "flags.json", json.dumps(settings))
+    if flags.betas:
+        compare_kinds(model, tokenizer, write, problems, flags)
+    rewrite_all(model, tokenizer, write, problems, flags, out, rows)
 
 
 if __name__ == "__main__":
