@@ -19,7 +19,7 @@ import torch
 import toy
 from ddt import cll, response_stats
 from eval import InputError, demo_ids, load_model, prompt_ids, read_log, write_file
-from experiments.sweep import read_rows
+from experiments.sweep import load_results
 
 INK = "#6e7781"                                                # readable on white and on black
 COLOURS = ["#2f81f7", "#c96a10", "#2a9d58", "#9a67ea", "#d1478f"]
@@ -37,7 +37,7 @@ DYNAMICS = {
     "share of the demonstration": {"mean": "prefix_share", "at least": "low"},
     "-log p, nats": {"": "nll"},
     "phi, nats": {"": "phi"},
-    "gamma": {"q90": "gamma_q90", "median": "gamma_q50", "q10": "gamma_q10"},
+    "gamma of IDFT": {"": "gamma"},
 }
 
 
@@ -197,7 +197,7 @@ def main(run=None):
     else:
         here = Path(__file__).parent
         pictures[here / "pictures" / "tokens.svg"] = demonstration()
-        pictures[here / "pictures" / "curves.svg"] = curves(read_rows(here / "results/rl.jsonl"))
+        pictures[here / "pictures" / "curves.svg"] = curves(load_results(here / "results/rl.jsonl"))
     for path, svg in pictures.items():
         path.parent.mkdir(exist_ok=True)
         write_file(path, svg)

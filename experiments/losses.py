@@ -20,13 +20,11 @@ import time
 import torch
 
 import idft
-import toy
 from ddt import cll
-from eval import load_model, new_sampler, prompt_ids, run_script
-from experiments.preference import make_pairs, preference_step, reference_logp
-from experiments.rl import supervised_steps
-from experiments.sweep import SPLITS, Flags, compare, measure, results_file
-from prefix_rft import prepare_problems
+from eval import run_script
+from experiments.preference import make_pairs, pair_tokens, preference_step, reference_logp
+from experiments.rl import new_world, supervised_steps
+from experiments.sweep import SPLITS, Flags, measure, results_file, sweep
 
 ARMS = {
     "sft": {"loss": "sft"},
@@ -73,48 +71,42 @@ def weight_of(arm):
 
 def preference_steps(model, pairs, reference, flags, loss):
     """-> learn(step), on batch / 2 pairs: as many sequences as a supervised step reads."""
-    optimizer = idft.new_optimizer(model, flags.weight_decay)
+    optimizer = idft.new_optimizer(model)
 
     def learn(step):
-        chosen = idft.draw_batch(len(pairs), flags.batch // 2, step, flags.seed)
-        known = [reference[i] for i in chosen] if reference else None
+        numbers = idft.draw_batch(range(len(pairs)), flags.batch // 2, step, flags.seed)
+        batch = [pairs[i] for i in numbers]
+        known = [reference[i] for i in numbers]
         lr = idft.learning_rate(step, flags.steps, flags.lr, flags.warmup)
-        batch = [pairs[i] for i in chosen]
-        row = preference_step(model, optimizer, batch, known, lr, flags, loss)
-        return {"tokens_trained": row["tokens"]}
+        row = preference_step(model, optimizer, batch, known, lr, flags.micro_tokens, loss)
+        return row["tokens"], 0
     return learn
 
 
 def run(arm, lr, seed, stage):
     """Train one arm on the toy of a seed -> its figures."""
-    settings = {key: arm[key] for key in ("steps", "batch", "max_new_tokens")}
-    loss = arm["loss"] if arm["loss"] in ("sft", "dft", "idft") else "sft"
-    flags = idft.Flags(**settings, loss=loss, lr=lr, seed=seed)
-    model, tokenizer = load_model("toy", torch.device("cpu"), seed)
-    problems = toy.problems("train", seed=seed)
-    problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in toy.problems("longer")]
-    prompts += [problem["prompt"] for problem in problems]
-    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, 128)
+    flags = idft.Flags(steps=arm["steps"], batch=arm["batch"], lr=lr, seed=seed)
+    model, tokenizer, problems, sampler, room = new_world(seed, arm["max_new_tokens"])
 
-    # Before training: preferences need answers of the model's own, DPO also its reference.
+    # Before training: preferences need answers of the model's own, DPO also reads its reference.
     start = time.process_time()
     before = 0
     if arm["loss"] in ("dpo", "simpo"):
         pairs, before = make_pairs(sampler, model, tokenizer, problems, SAMPLES, room, seed)
-        reference = None
+        reference = [None] * len(pairs)
         if arm["loss"] == "dpo":
             reference = reference_logp(model, pairs, flags.micro_tokens)
-            before += sum(len(right) + len(wrong) for _, right, wrong in pairs)
+            before += pair_tokens(pairs)
         learn = preference_steps(model, pairs, reference, flags, arm["loss"])
     else:
-        rows = [(problem["prompt"], problem["demos"][0]) for problem in problems]
-        learn = supervised_steps(model, rows, flags, weight_of(arm))
+        if arm["loss"] in ("sft", "dft", "idft"):
+            flags.loss = arm["loss"]
+        learn = supervised_steps(model, problems, flags, weight_of(arm))
 
     middle = time.process_time()
     trained = 0
     for step in range(flags.steps):
-        trained += learn(step)["tokens_trained"]
+        trained += learn(step)[0]
     spent = {"seconds_before": middle - start, "tokens_before": before,
              "seconds_trained": time.process_time() - middle, "tokens_trained": trained}
     return {**measure(model, tokenizer, stage, room, sampler), **spent}
@@ -122,7 +114,7 @@ def run(arm, lr, seed, stage):
 
 def main(flags):
     common = {name: idft.TOY[name] for name in ("steps", "batch", "max_new_tokens")}
-    compare(results_file(flags, "losses"), run, ARMS, common, flags, COLUMNS, GRID)
+    sweep(results_file(flags, "losses"), run, ARMS, common, flags, COLUMNS, GRID)
 
 
 if __name__ == "__main__":

@@ -45,31 +45,39 @@ def simpo_loss(chosen, rejected, chosen_length, rejected_length, beta=2.0, ratio
 # ---- the pairs ----------------------------------------------------------------------------------
 
 def make_pairs(sampler, model, tokenizer, problems, n, max_new_tokens, seed):
-    """Sample n answers to every problem (as from prefix_rft.prepare_problems, one demonstration
-    each) -> pairs (prompt ids, right ids, wrong ids), and how many tokens were sampled.
+    """Sample n answers to every problem (as from prefix_rft.prepare_problems) -> pairs (prompt ids,
+    right ids, wrong ids), and how many tokens were sampled.
 
     Every wrong answer that ended makes one pair, with a right one drawn at random from the
-    demonstration and the base's own right answers. InputError if there is no pair."""
+    demonstrations and the base's own right answers. InputError if there is no pair."""
     sampler.sync(model)
-    samples = sampler([problem["prompt"] for problem in problems], n, max_new_tokens,
-                      stop_ids(model, tokenizer), 1.0, seed=seed)
+    prompts = [problem["prompt"] for problem in problems]
+    samples = sampler(prompts, n, max_new_tokens, stop_ids(model, tokenizer), seed=seed)
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
-    scores = rewards(texts, [problems[i // n]["answer"] for i in range(len(samples))])
+    answers = [problems[i // n]["answer"] for i in range(len(samples))]     # sample i, problem i // n
+    scores = rewards(texts, answers)
 
     rng = np.random.default_rng((seed, 2))
     pairs = []
     for i, problem in enumerate(problems):
-        right, wrong = [problem["demos"][0]], []
-        for sample, score in zip(samples[i * n:(i + 1) * n], scores[i * n:(i + 1) * n]):
-            if sample.finished and score == 1:
-                right.append(sample.tokens)
-            elif sample.finished:
-                wrong.append(sample.tokens)
-        for answer in wrong:
-            pairs.append((problem["prompt"], right[rng.integers(len(right))], answer))
+        right, wrong = list(problem["demos"]), []
+        for j in range(i * n, (i + 1) * n):
+            if samples[j].finished and scores[j] == 1:
+                right.append(samples[j].tokens)
+            elif samples[j].finished:
+                wrong.append(samples[j].tokens)
+        if right:
+            for answer in wrong:
+                chosen = right[rng.integers(len(right))]
+                pairs.append((problem["prompt"], chosen, answer))
     if not pairs:
-        raise InputError("the model answers every problem rightly: there are no pairs to learn from")
+        raise InputError("no problem has a right and a wrong answer: there is nothing to compare")
     return pairs, sum(len(sample.tokens) for sample in samples)
+
+
+def pair_tokens(pairs):
+    """How many tokens the answers of pairs hold."""
+    return sum(len(right) + len(wrong) for _, right, wrong in pairs)
 
 
 def answer_logp(model, pairs, micro_tokens):
@@ -78,12 +86,13 @@ def answer_logp(model, pairs, micro_tokens):
     rows += [(prompt, wrong) for prompt, _, wrong in pairs]
     logp, _ = response_stats(model, rows, micro_tokens=micro_tokens)       # (tokens,)
     lengths = [len(answer) for _, answer in rows]
-    sums = torch.stack([one.sum() for one in logp.split(lengths)])         # (2 * pairs,)
-    return sums.chunk(2)
+    sums = [tokens.sum() for tokens in logp.split(lengths)]
+    return torch.stack(sums).chunk(2)
 
 
 def reference_logp(model, pairs, micro_tokens):
-    """The same under the model as it is now, without gradients: DPO's reference, read once."""
+    """The same under the model as it is now, without gradients: DPO's reference, read once. A list
+    of (right, wrong), a pair each."""
     with torch.no_grad():
         chosen, rejected = answer_logp(model, pairs, micro_tokens)
     return list(zip(chosen.tolist(), rejected.tolist()))
@@ -91,25 +100,24 @@ def reference_logp(model, pairs, micro_tokens):
 
 # ---- one optimizer step -------------------------------------------------------------------------
 
-def preference_step(model, optimizer, pairs, reference, lr, flags, loss="dpo", **options):
-    """One optimizer step on pairs (prompt ids, right ids, wrong ids); reference: log p of both
-    under the reference, one (float, float) a pair, None for SimPO. flags: clip, micro_tokens."""
+def preference_step(model, optimizer, pairs, reference, lr, micro_tokens, loss="dpo"):
+    """One optimizer step on pairs, the same for every micro_tokens -> its metrics. reference: as
+    from reference_logp, which SimPO does not read."""
     rows = [(prompt, right + wrong) for prompt, right, wrong in pairs]
     total = 0.0
-    for group in micro_batches(rows, flags.micro_tokens):
+    for group in micro_batches(rows, micro_tokens):
         batch = [pairs[i] for i in group]
-        chosen, rejected = answer_logp(model, batch, flags.micro_tokens)   # (pairs,)
+        chosen, rejected = answer_logp(model, batch, micro_tokens)         # (pairs,)
         if loss == "dpo":
             known = torch.tensor([reference[i] for i in group], device=model.device)
-            losses = dpo_loss(chosen, rejected, known[:, 0], known[:, 1], **options)
+            losses = dpo_loss(chosen, rejected, known[:, 0], known[:, 1])
         else:
-            right = torch.tensor([len(right) for _, right, _ in batch], device=model.device)
-            wrong = torch.tensor([len(wrong) for _, _, wrong in batch], device=model.device)
-            losses = simpo_loss(chosen, rejected, right, wrong, **options)
+            sizes = torch.tensor([(len(right), len(wrong)) for _, right, wrong in batch],
+                                 device=model.device)
+            losses = simpo_loss(chosen, rejected, sizes[:, 0], sizes[:, 1])
         # Divided once, by the pairs of the whole step.
         part = losses.sum() / len(pairs)
         part.backward()
         total += part.item()
-    norm = optimizer_step(model, optimizer, lr, flags.clip, total)
-    return {"loss": total, "grad_norm": norm,
-            "tokens": sum(len(right) + len(wrong) for _, right, wrong in pairs)}
+    norm = optimizer_step(model, optimizer, lr, total)
+    return {"loss": total, "grad_norm": norm, "tokens": pair_tokens(pairs)}

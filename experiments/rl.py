@@ -25,10 +25,10 @@ import idft
 import prefix_rft
 import toy
 from eval import load_model, new_sampler, prompt_ids, run_script, stop_ids
-from experiments.sweep import (SPLITS, Flags, compare, learning_curve, measure, results_file)
+from experiments.sweep import SPLITS, Flags, learning_curve, measure, results_file, sweep
 
 MAIN = {
-    "base": {"lr": 0.0, "samples": 64},
+    "base": {"lr": 0.0, "steps": 0, "samples": 64},
     "sft": {"supervised": 1.0, "loss": "sft"},
     "dft": {"supervised": 1.0, "loss": "dft"},
     "idft": {"supervised": 1.0, "loss": "idft"},
@@ -79,92 +79,109 @@ COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "pass@64": "pass@64",
             "area under curve": "auc", "steps to 0.5": "steps_to_half", "seconds": "seconds"}
 
 
+def new_world(seed, max_new_tokens, demo_share=1.0, **data):
+    """The toy of a seed: model, tokenizer, training problems (as from prepare_problems), a sampler
+    with room for them and for every test, and that room. data: arguments of toy.problems."""
+    model, tokenizer = load_model("toy", torch.device("cpu"), seed)
+    problems = toy.problems("train", seed=seed, **data)
+    problems = prefix_rft.prepare_problems(tokenizer, problems, max_new_tokens)
+    keep_demonstrations(problems, demo_share, seed)
+    prompts = [problem["prompt"] for problem in problems]
+    for problem in toy.problems("longer"):
+        prompts.append(prompt_ids(tokenizer, problem["problem"]))
+    sampler, room = new_sampler(model, prompts, max_new_tokens, prefix_rft.TOY["rows"])
+    return model, tokenizer, problems, sampler, room
+
+
 def keep_demonstrations(problems, share, seed):
-    """Problems (as from prefix_rft.prepare_problems) of which only a random share, at least one,
-    keeps "demos"."""
+    """Take the demonstrations away from all but a random share of the problems, at least one."""
     order = np.random.default_rng((seed, 1)).permutation(len(problems))
-    keep = max(1, round(share * len(problems)))
-    for i in order[keep:]:
-        problems[i] = {**problems[i], "demos": []}
-    return problems
+    count = max(1, round(share * len(problems)))
+    for i in order[count:]:
+        problems[i]["demos"] = []
 
 
-def supervised_steps(model, rows, flags, weigh=idft.token_weight):
-    """-> learn(step), a step of idft.train_supervised on rows of (prompt ids, response ids)."""
-    optimizer = idft.new_optimizer(model, flags.weight_decay)
+def supervised_steps(model, problems, flags, weigh=idft.token_weight):
+    """-> learn(step), a step of idft.train_supervised on the demonstrations; it returns the tokens
+    trained and the tokens sampled."""
+    optimizer = idft.new_optimizer(model)
+    rows = []
+    for problem in problems:
+        for demo in problem["demos"]:
+            rows.append((problem["prompt"], demo))
 
     def learn(step):
-        chosen = idft.draw_batch(len(rows), flags.batch, step, flags.seed)
+        batch = idft.draw_batch(rows, flags.batch, step, flags.seed)
         lr = idft.learning_rate(step, flags.steps, flags.lr, flags.warmup)
-        batch = [rows[i] for i in chosen]
         row = idft.supervised_step(model, optimizer, batch, lr, flags, weigh=weigh)
-        return {"tokens_trained": row["tokens"], "tokens_sampled": 0}
+        return row["tokens"], 0
     return learn
 
 
 def policy_steps(model, tokenizer, problems, flags, sampler):
-    """-> learn(step), a step of prefix_rft.train_policy."""
-    optimizer = idft.new_optimizer(model, flags.weight_decay)
+    """-> learn(step), a step of prefix_rft.train_policy; it returns the same."""
+    optimizer = idft.new_optimizer(model)
     stop = stop_ids(model, tokenizer)
 
     def learn(step):
         sampler.sync(model)
-        chosen = idft.draw_batch(len(problems), flags.batch, step, flags.seed)
-        rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, [problems[i] for i in chosen],
-                                              flags, step, stop)
+        batch = idft.draw_batch(problems, flags.batch, step, flags.seed)
+        rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, batch, flags, step, stop)
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
         row = prefix_rft.update(model, optimizer, rollouts, flags, generator)
-        written = sum(len(r.response) - r.prefix_length for r in rollouts)
-        return {"tokens_trained": row["update_tokens"], "tokens_sampled": written}
+        return row["update_tokens"], prefix_rft.describe(rollouts)["tokens"]
     return learn
 
 
 def policy_flags(arm, steps, lr, seed):
     """prefix_rft.Flags of an arm: the toy's defaults, its method's, its own."""
-    method = arm.get("method", "rft")
-    settings = {**prefix_rft.TOY, **prefix_rft.METHODS[method], "method": method}
-    settings |= {**arm.get("flags", {}), "steps": steps, "lr": lr, "seed": seed}
+    settings = {**prefix_rft.TOY}
+    if "method" in arm:
+        settings |= {"method": arm["method"], **prefix_rft.METHODS[arm["method"]]}
+    settings |= arm.get("flags", {})
+    settings |= {"steps": steps, "lr": lr, "seed": seed}
     return prefix_rft.Flags(**settings)
 
 
 def run(arm, lr, seed, stage):
     """Train one arm on the toy of a seed -> its figures."""
-    steps = 0 if lr == 0 else arm["steps"]
-    first = round(arm.get("supervised", 0.0) * steps)              # supervised steps
+    steps = arm["steps"]
+    first = round(arm.get("supervised", 0) * steps)                # supervised steps
     flags = policy_flags(arm, steps - first, lr, seed)
+    model, tokenizer, problems, sampler, room = new_world(
+        seed, flags.max_new_tokens, arm.get("demo_share", 1.0), **arm.get("data", {}))
 
-    # The world: a base of this seed, its training problems, a sampler that fits every prompt.
-    model, tokenizer = load_model("toy", torch.device("cpu"), seed)
-    problems = toy.problems("train", seed=seed, **arm.get("data", {}))
-    problems = prefix_rft.prepare_problems(tokenizer, problems, flags.max_new_tokens)
-    problems = keep_demonstrations(problems, arm.get("demo_share", 1.0), seed)
-    prompts = [problem["prompt"] for problem in problems]
-    prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in toy.problems("longer")]
-    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-
-    # The two halves; most arms have one. Both keep their own optimizer.
+    # Most arms have one of these two halves. Each has an optimizer of its own.
     if first:
-        rows = [(problem["prompt"], demo) for problem in problems for demo in problem["demos"]]
-        reading = idft.Flags(loss=arm["loss"], lr=lr, steps=first, batch=flags.batch * flags.n,
+        reading = idft.Flags(loss=arm["loss"], steps=first, batch=flags.batch * flags.n, lr=lr,
                              seed=seed)
-        imitate = supervised_steps(model, rows, reading)
+        imitate = supervised_steps(model, problems, reading)
     explore = policy_steps(model, tokenizer, problems, flags, sampler)
     spent = {"tokens_trained": 0, "tokens_sampled": 0}
 
     def learn(step):
-        cost = imitate(step) if step < first else explore(step - first)
-        for key, tokens in cost.items():
-            spent[key] += tokens
+        if step < first:
+            trained, sampled = imitate(step)
+        else:
+            trained, sampled = explore(step - first)
+        spent["tokens_trained"] += trained
+        spent["tokens_sampled"] += sampled
 
-    curve = learning_curve(model, tokenizer, steps, learn, room, sampler, look=stage == "report")
-    samples = arm.get("samples", 8)
-    row = measure(model, tokenizer, stage, room, sampler, samples, 64 if samples == 64 else 128)
+    # Tuning needs no curve.
+    curve = {}
+    if stage == "report":
+        curve = learning_curve(model, tokenizer, steps, learn, room, sampler)
+    else:
+        for step in range(steps):
+            learn(step)
+    n = arm.get("samples", 8)
+    row = measure(model, tokenizer, stage, room, sampler, n, problems=1024 // n)
     return {**row, **curve, **spent}
 
 
 def main(flags):
     common = {name: prefix_rft.TOY[name] for name in ("steps", "batch", "max_new_tokens")}
-    compare(results_file(flags, "rl"), run, ARMS, common, flags, COLUMNS)
+    sweep(results_file(flags, "rl"), run, ARMS, common, flags, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import toy
-from eval import InputError, evaluate, flag, greedy_accuracy, parse_json
+from eval import InputError, evaluate, flag, greedy_accuracy, read_rows
 
 GRID = (3e-4, 1e-3, 3e-3)
 TUNING_SEED = 5
@@ -35,51 +35,51 @@ LOOK_EVERY = 20                                  # optimizer steps between point
 
 # ---- rows on disk -------------------------------------------------------------------------------
 
-def read_rows(path):
+def load_results(path):
     """The rows of a results file, [] if there is none. InputError for a line that is no row."""
-    rows = []
-    if path.exists():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            rows.append(parse_json(line, path, number))
-    return rows
+    if not path.exists():
+        return []
+    return [row for _, row in read_rows(path)]
 
 
-def add_row(path, row):
+def add_result(path, row):
     """Append one line in one write: two processes may add to one file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
         file.write((json.dumps(row) + "\n").encode())
 
 
-def find_row(path, job):
-    """The first row of path that agrees with all of job, or None."""
-    for row in read_rows(path):
-        if all(row.get(key) == value for key, value in job.items()):
-            return row
-    return None
+def agrees(row, job):
+    """Whether a row is the result of a job."""
+    for key, value in job.items():
+        if row[key] != value:
+            return False
+    return True
 
 
 # ---- tuning, then seeds -------------------------------------------------------------------------
 
-def result(path, run, job):
-    """The row of one job: read if it stands in path, else run and appended. run(settings, lr, seed,
-    stage) -> dict of figures."""
-    row = find_row(path, job)
-    if row is None:
-        start = time.process_time()
-        figures = run(job["settings"], job["lr"], job["seed"], job["stage"])
-        row = {**job, **figures, "seconds": round(time.process_time() - start, 1)}
-        add_row(path, row)
-        print(f"{job['arm']}, {job['stage']}, lr {job['lr']:g}, seed {job['seed']}: "
-              f"{row['seconds']} s", flush=True)
-    return row
-
-
-def describe(name, arm, common, stage, lr, seed):
-    """What tells one run from every other."""
-    settings = {**common, **arm}
+def new_job(name, arms, common, stage, lr, seed):
+    """What tells one run from every other. common: settings that all arms share."""
+    settings = {**common, **arms[name]}
     settings.pop("tune_like", None)
     return {"arm": name, "stage": stage, "lr": lr, "seed": seed, "settings": settings}
+
+
+def result(path, run, job):
+    """The row of one job: what stands in path, or else what run(settings, lr, seed, stage), a dict
+    of figures, returns now."""
+    for row in load_results(path):
+        if agrees(row, job):
+            return row
+    start = time.process_time()
+    figures = run(job["settings"], job["lr"], job["seed"], job["stage"])
+    seconds = round(time.process_time() - start, 1)
+    row = {**job, **figures, "seconds": seconds}
+    add_result(path, row)
+    print(f"{job['arm']}, {job['stage']}, lr {job['lr']:g}, seed {job['seed']}: {seconds} s",
+          flush=True)
+    return row
 
 
 def tune(path, run, name, arms, common, grid=GRID):
@@ -87,23 +87,26 @@ def tune(path, run, name, arms, common, grid=GRID):
     if "lr" in arms[name]:
         return arms[name]["lr"]
     parent = arms[name].get("tune_like", name)
-    jobs = [describe(parent, arms[parent], common, "tune", lr, TUNING_SEED) for lr in grid]
-    rows = [result(path, run, job) for job in jobs]
-    # max() takes the first of equals, which is the smallest rate.
-    return max(rows, key=lambda row: (row["valid"], row["valid_2"]))["lr"]
+    best = None
+    for lr in grid:
+        row = result(path, run, new_job(parent, arms, common, "tune", lr, TUNING_SEED))
+        score = (row["valid"], row["valid_2"])
+        if best is None or score > best[0]:            # of equals the first, the smaller rate
+            best = (score, lr)
+    return best[1]
 
 
-def compare(path, run, arms, common, flags, columns, grid=GRID):
+def sweep(path, run, arms, common, flags, columns, grid=GRID):
     """Tune and report the arms that --arms names (none named: all), then print the table."""
-    unknown = [name for name in flags.arms if name not in arms]
-    if unknown:
-        raise InputError(f"--arms {unknown[0]} is unknown, choose from {', '.join(arms)}")
     names = flags.arms or list(arms)
+    for name in names:
+        if name not in arms:
+            raise InputError(f"--arms {name} is unknown, choose from {', '.join(arms)}")
     if not flags.table:
         for name in names:
             lr = tune(path, run, name, arms, common, grid)
             for seed in SEEDS[:flags.seeds]:
-                result(path, run, describe(name, arms[name], common, "report", lr, seed))
+                result(path, run, new_job(name, arms, common, "report", lr, seed))
     print_table(path, names, arms, common, columns)
 
 
@@ -111,44 +114,46 @@ def compare(path, run, arms, common, flags, columns, grid=GRID):
 
 def measure(model, tokenizer, stage, max_new_tokens, sampler=None, n=0, problems=128):
     """The figures of a trained model. At the stage "tune" greedy accuracy on two sets of tuning
-    problems, else on hard, longer and easy; n: pass@1, 2, 4, ... n on the first hard problems."""
+    problems, else on hard, longer and easy, and, if n, pass@1, 2, 4, ... n on hard problems."""
     if stage == "tune":
         sets = {"valid": toy.problems("hard", seed=101), "valid_2": toy.problems("hard", seed=102)}
-    else:
-        sets = {split: toy.problems(split) for split in SPLITS}
-    row = greedy_accuracy(model, tokenizer, sets, max_new_tokens, sampler)
-    if n and stage == "report":
+        return greedy_accuracy(model, tokenizer, sets, max_new_tokens, sampler=sampler)
+    sets = {split: toy.problems(split) for split in SPLITS}
+    row = greedy_accuracy(model, tokenizer, sets, max_new_tokens, sampler=sampler)
+    if n:
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= n]
-        sampled = evaluate(model, tokenizer, toy.problems("hard")[:problems], n, 0.6, 0.95,
+        sampled = evaluate(model, tokenizer, toy.problems("hard", problems), n, 0.6, 0.95,
                            max_new_tokens, ks=ks, sampler=sampler)
-        row |= {f"pass@{k}": share for k, share in sampled["pass@k"].items()}
+        for k, share in sampled["pass@k"].items():
+            row[f"pass@{k}"] = share
     return row
 
 
-def learning_curve(model, tokenizer, steps, learn, max_new_tokens, sampler=None, look=True):
-    """Call learn(step) for every step; every LOOK_EVERY steps measure greedy accuracy on 128 hard
-    problems -> the curve [[step, accuracy]], its mean height "auc", the first step at 0.5."""
+def learning_curve(model, tokenizer, steps, learn, max_new_tokens, sampler):
+    """Call learn(step) for every step, and every LOOK_EVERY steps measure greedy accuracy on 128
+    hard problems -> the curve [[step, accuracy]], its mean height, the first step at 0.5."""
     problems = {"hard": toy.problems("hard", 128)}
-    curve = []
+    curve, reached = [], None
     for step in range(steps + 1):
-        if look and (step % LOOK_EVERY == 0 or step == steps):
-            accuracy = greedy_accuracy(model, tokenizer, problems, max_new_tokens, sampler)
+        if step % LOOK_EVERY == 0 or step == steps:
+            accuracy = greedy_accuracy(model, tokenizer, problems, max_new_tokens, sampler=sampler)
             curve.append([step, accuracy["hard"]])
+            if reached is None and accuracy["hard"] >= 0.5:
+                reached = step
         if step < steps:
             learn(step)
-    if not look:
-        return {}
-    reached = [step for step, accuracy in curve if accuracy >= 0.5]
-    return {"curve": curve, "auc": area(curve), "steps_to_half": reached[0] if reached else None}
+    return {"curve": curve, "auc": area(curve), "steps_to_half": reached}
 
 
 def area(curve):
-    """Mean height of a curve of straight lines between its points."""
+    """Mean height of a curve of straight lines between its points [x, y]."""
+    width = curve[-1][0] - curve[0][0]
+    if width == 0:
+        return curve[0][1]
     total = 0.0
     for (x0, y0), (x1, y1) in zip(curve, curve[1:]):
         total += (x1 - x0) * (y0 + y1) / 2
-    width = curve[-1][0] - curve[0][0]
-    return total / width if width else curve[0][1]
+    return total / width
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -159,8 +164,9 @@ def mean_std(values):
     known = [value for value in values if value is not None]
     if not known:
         return "-"
-    form = ".2f" if abs(statistics.mean(known)) < 10 else ",.0f"
-    cell = format(statistics.mean(known), form)
+    mean = statistics.mean(known)
+    form = ".2f" if abs(mean) < 10 else ",.0f"
+    cell = format(mean, form)
     if len(known) > 1:
         cell += f" ± {statistics.stdev(known):{form}}"
     if len(known) < len(values):
@@ -172,22 +178,24 @@ def print_table(path, names, arms, common, columns):
     """Markdown, a line an arm, from the rows of path. columns: {title: key of the rows}."""
     print(f"\n| arm | lr | seeds | {' | '.join(columns)} |")
     print("|" + " --- |" * (len(columns) + 3))
-    everything = read_rows(path)
+    rows = load_results(path)
     for name in names:
-        wanted = describe(name, arms[name], common, "report", None, None)
-        by_seed = {}
-        for row in everything:
-            if all(row[key] == wanted[key] for key in ("arm", "stage", "settings")):
-                by_seed[row["seed"]] = row
+        job = new_job(name, arms, common, "report", None, None)
+        del job["lr"], job["seed"]
+        by_seed = {row["seed"]: row for row in rows if agrees(row, job)}
         if not by_seed:
             continue
-        rows = list(by_seed.values())
-        lr = "-" if "lr" in arms[name] else f"{rows[-1]['lr']:.0e}"
+        cells = [name, "-", str(len(by_seed))]
+        if "lr" not in arms[name]:
+            cells[1] = f"{by_seed[0]['lr']:.0e}"
         if "tune_like" in arms[name]:
-            lr += f" (of {arms[name]['tune_like']})"
-        cells = [mean_std([row.get(key) for row in rows]) for key in columns.values()]
-        print(f"| {name} | {lr} | {len(rows)} | {' | '.join(cells)} |")
+            cells[1] += f" (of {arms[name]['tune_like']})"
+        for key in columns.values():
+            cells.append(mean_std([row.get(key) for row in by_seed.values()]))
+        print("| " + " | ".join(cells) + " |")
 
+
+# ---- flags --------------------------------------------------------------------------------------
 
 @dataclass
 class Flags:

@@ -26,7 +26,7 @@ import hinted_decode
 import idft
 import toy
 from eval import demo_ids, load_model, prompt_ids, run_script
-from experiments.sweep import SPLITS, Flags, compare, measure, results_file
+from experiments.sweep import SPLITS, Flags, measure, results_file, sweep
 
 KINDS = {"raw": {"rounds": 0}, "self-distilled": {"rounds": 1, "beta": 0.0},
          "hinted": {"rounds": 1, "beta": 3.0}, "online": {"rounds": 4, "beta": 3.0}}
@@ -51,10 +51,9 @@ def token_batch(rows, tokens, step, seed):
     return batch
 
 
-def write_texts(model, tokenizer, problems, arm, seed):
+def write_texts(model, tokenizer, problems, beta, seed):
     """Retell problems -> those whose text is right, with it as their solution; tokens written."""
-    settings = {**hinted_decode.TOY, "beta": arm["beta"], "seed": seed}
-    flags = hinted_decode.Flags(**settings)
+    flags = hinted_decode.Flags(**{**hinted_decode.TOY, "beta": beta, "seed": seed})
     sampler, table, problems = hinted_decode.two_streams(model, tokenizer, problems, flags)
     rows = hinted_decode.rewrite(model, tokenizer, sampler, table, problems, flags)
     return hinted_decode.kept(rows), sum(row["tokens"] for row in rows)
@@ -62,41 +61,43 @@ def write_texts(model, tokenizer, problems, arm, seed):
 
 def run(arm, lr, seed, stage):
     """Train one arm on the toy of a seed -> its figures."""
-    steps, rounds = arm["steps"], arm["rounds"]
+    steps, rounds = arm["steps"], max(1, arm["rounds"])
     model, tokenizer = load_model("toy", torch.device("cpu"), seed)
     problems = toy.problems("train", seed=seed)
-    flags = idft.Flags(loss=arm["loss"], lr=lr, seed=seed)
-    optimizer = idft.new_optimizer(model, flags.weight_decay)
+    flags = idft.Flags(loss=arm["loss"])
+    optimizer = idft.new_optimizer(model)
     spent = {"texts": 0, "seconds_before": 0.0, "tokens_before": 0,
              "seconds_trained": 0.0, "tokens_trained": 0}
-    for number in range(max(1, rounds)):
+
+    for number in range(rounds):
+        # Write: the share of this round, with the model as it is now.
         start = time.process_time()
-        texts = problems[number::max(1, rounds)]
-        if rounds:
-            texts, tokens = write_texts(model, tokenizer, texts, arm, seed)
+        texts = problems[number::rounds]
+        if arm["rounds"]:
+            texts, tokens = write_texts(model, tokenizer, texts, arm["beta"], seed)
             spent["tokens_before"] += tokens
         rows = []
         for text in texts:
-            rows.append((prompt_ids(tokenizer, text["problem"]),
-                         demo_ids(tokenizer, text["solution"])))
+            demo = demo_ids(tokenizer, text["solution"])
+            rows.append((prompt_ids(tokenizer, text["problem"]), demo))
         spent["texts"] += len(rows)
-        middle = time.process_time()
-        # A round without a right text has nothing to teach: its steps are lost.
-        first = number * steps // max(1, rounds)
-        last = (number + 1) * steps // max(1, rounds)
-        for step in range(first, last if rows else first):
-            rate = idft.learning_rate(step, steps, lr, flags.warmup)
-            batch = token_batch(rows, BATCH_TOKENS, step, seed)
-            row = idft.supervised_step(model, optimizer, batch, rate, flags)
-            spent["tokens_trained"] += row["tokens"]
-        spent["seconds_before"] += middle - start
-        spent["seconds_trained"] += time.process_time() - middle
+        spent["seconds_before"] += time.process_time() - start
+
+        # Train: the share of the steps. Without a right text there is nothing to learn.
+        start = time.process_time()
+        for step in range(number * steps // rounds, (number + 1) * steps // rounds):
+            if rows:
+                rate = idft.learning_rate(step, steps, lr)
+                batch = token_batch(rows, BATCH_TOKENS, step, seed)
+                row = idft.supervised_step(model, optimizer, batch, rate, flags)
+                spent["tokens_trained"] += row["tokens"]
+        spent["seconds_trained"] += time.process_time() - start
     return {**measure(model, tokenizer, stage, arm["max_new_tokens"]), **spent}
 
 
 def main(flags):
     common = {name: idft.TOY[name] for name in ("steps", "max_new_tokens")}
-    compare(results_file(flags, "texts"), run, ARMS, common, flags, COLUMNS)
+    sweep(results_file(flags, "texts"), run, ARMS, common, flags, COLUMNS)
 
 
 if __name__ == "__main__":
