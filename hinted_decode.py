@@ -38,7 +38,8 @@ from tqdm import tqdm
 import toy
 from ddt import cll, response_stats
 from eval import (INSTRUCTION, InputError, demo_ids, finished_rows, flag, load_model, load_problems,
-                  new_run, new_sampler, pick_device, prompt_ids, run_script, stop_ids, write_file)
+                  new_run, new_sampler, pick_device, printable, prompt_ids, run_script, stop_ids,
+                  write_file)
 from reward import rewards
 from sampler import Sample
 
@@ -168,32 +169,38 @@ def contexts(tokenizer, problem, analysis=False):
 
 
 def new_writer(model, tokenizer, problems, flags):
-    """-> the problems whose contexts leave the model room for --max_new_tokens, and a function
-    write(pairs, beta, temperature, ...) that samples a text for each pair of contexts.
-
-    A pair may hold one context twice: that is a plain answer. It costs up to twice what it could,
-    but one sampler, with one slab of memory, serves all."""
+    """-> the problems that leave the model room for --max_new_tokens, and a function
+    write(prompts, temperature, top_p, beta, halt) -> samples. With a beta the prompts are pairs of
+    contexts and the texts are hinted, without one they are lists of ids and the model is alone."""
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    room = flags.max_new_tokens * (2 if flags.analysis else 1)    # an analysis is a text of its own
-    fit, pairs = [], []
+    texts = 2 if flags.analysis else 1                         # an analysis is a text of its own
+    room = texts * flags.max_new_tokens
+    fit, pairs, single = [], [], []
     for problem in problems:
-        pair = contexts(tokenizer, problem, flags.analysis)
-        if max(map(len, pair)) + room <= context:
+        hinted, plain = contexts(tokenizer, problem, flags.analysis)
+        if max(len(hinted), len(plain)) + room <= context:
             fit.append(problem)
-            pairs.append(pair)
+            pairs.append((hinted, plain))
+            single += [hinted, plain]
     if len(fit) < len(problems):
         print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: the model reads "
-              f"{context} tokens, and with --max_new_tokens they have more")
+              f"{context} tokens, with --max_new_tokens they have more")
     if not fit:
         raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem, lower it")
-    sampler, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
+
+    # Two samplers, on a GPU with one bf16 twin. What a call holds in memory ends with the call.
+    of_pairs, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
+    of_one, _ = new_sampler(of_pairs.model, single, room, flags.rows)
     table = marker_table(tokenizer, model.get_input_embeddings().num_embeddings).to(model.device)
 
-    def write(pairs, beta, temperature, top_p=1.0, halt=repetition):
+    def write(prompts, temperature, top_p=1.0, beta=None, halt=repetition):
+        sampler, combine = of_one, None
+        if beta is not None:
+            sampler, combine = of_pairs, hinted_combine(table, beta, flags.gate)
         sampler.sync(model)
-        return sampler(pairs, max_new_tokens=flags.max_new_tokens, stop=stop_ids(model, tokenizer),
-                       temperature=temperature, top_p=top_p, seed=flags.seed, halt=halt,
-                       combine=hinted_combine(table, beta, flags.gate))
+        return sampler(prompts, max_new_tokens=flags.max_new_tokens, temperature=temperature,
+                       top_p=top_p, seed=flags.seed, stop=stop_ids(model, tokenizer),
+                       combine=combine, halt=halt)
     return fit, write
 
 
@@ -205,15 +212,17 @@ def judge(model, tokenizer, problems, samples, source):
     mean_phi and the shares phi>-1, phi>-3, phi>-5 under the plain context."""
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     right = rewards(texts, [problem["answer"] for problem in problems])
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
-    responses = [sample.tokens for sample in samples]
+    pairs = []
+    for problem, sample in zip(problems, samples):
+        pairs.append((prompt_ids(tokenizer, problem["problem"]), sample.tokens))
     with torch.no_grad():
-        logp, entropy = response_stats(model, list(zip(prompts, responses)))    # (all tokens,)
-    phis = cll(logp, entropy).split([len(response) for response in responses])
+        logp, entropy = response_stats(model, pairs)                       # (tokens of all,)
+    phis = cll(logp, entropy).split([len(sample.tokens) for sample in samples])
 
     rows = []
     for problem, sample, text, correct, phi in zip(problems, samples, texts, right, phis):
-        finish, dropped = "stop", "" if correct else "wrong answer"
+        finish = "stop"
+        dropped = "" if correct else "wrong answer"
         if not sample.finished:
             finish = dropped = "repetition" if repetition(sample.tokens) else "length"
         row = {**problem, "solution": text, "source": source, "finish": finish, "dropped": dropped,
@@ -226,37 +235,40 @@ def judge(model, tokenizer, problems, samples, source):
 
 def answer(model, tokenizer, write, problems, temperature):
     """The model alone -> one trajectory a problem."""
-    plain = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
-    samples = write([(ids, ids) for ids in plain], 0, temperature)
-    return judge(model, tokenizer, problems, samples, "own")
+    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
+    return judge(model, tokenizer, problems, write(prompts, temperature), "own")
 
 
 def analyse(tokenizer, write, hinted):
     """The model goes through every reference, greedily [code]: hinted contexts -> the same with the
-    analysis and the next heading behind, and whether it came to that heading."""
+    analysis and the heading of the next part behind; whether it came to that heading."""
     def halt(tokens):
+        # Which of the last tokens completes the heading? The retelling begins behind it.
         for end in range(max(0, len(tokens) - 32), len(tokens) + 1):
             if HEADING in tokenizer.decode(tokens[max(0, end - 16):end]):
                 return end
         return repetition(tokens)
 
-    samples = write([(ids, ids) for ids in hinted], 0, 0, halt=halt)
-    longer = [ids + sample.tokens for ids, sample in zip(hinted, samples)]
-    came = [HEADING in tokenizer.decode(sample.tokens[-16:]) for sample in samples]
+    longer, came = [], []
+    for ids, sample in zip(hinted, write(hinted, 0, halt=halt)):
+        longer.append(ids + sample.tokens)
+        came.append(HEADING in tokenizer.decode(sample.tokens[-16:]))
     return longer, came
 
 
 def retell(model, tokenizer, write, problems, flags, beta):
     """Hinted decoding -> one trajectory a problem."""
     pairs = [contexts(tokenizer, problem, flags.analysis) for problem in problems]
-    hinted, plain = zip(*pairs)
     if flags.analysis:
+        hinted, plain = zip(*pairs)
         hinted, came = analyse(tokenizer, write, hinted)
-    samples = write(list(zip(hinted, plain)), beta, flags.temperature, flags.top_p)
+        pairs = list(zip(hinted, plain))
+    samples = write(pairs, flags.temperature, flags.top_p, beta)
     rows = judge(model, tokenizer, problems, samples, "hinted")
-    for i, row in enumerate(rows):
-        if flags.analysis and not came[i]:
-            row["dropped"] = "unfinished analysis"             # right or not, as the authors do
+    if flags.analysis:
+        for row, finished in zip(rows, came):
+            if not finished:
+                row["dropped"] = "unfinished analysis"         # right or not, as the authors do
     return rows
 
 
@@ -278,18 +290,14 @@ def kept(rows):
     return [row for row in rows if not row["dropped"]]
 
 
-def json_lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 def rewrite_all(model, tokenizer, write, problems, flags, out, rows):
-    """The pipeline, a chunk of problems at a time, of which `rows` are done. trajectories.jsonl
-    grows with every chunk, data.jsonl, what is kept, comes at the end."""
+    """The pipeline, a chunk of problems at a time; `rows` are those of the chunks already done.
+    trajectories.jsonl grows with every chunk, data.jsonl, what is kept of it, comes at the end."""
     for start in tqdm(range(len(rows), len(problems), 4 * flags.rows), leave=False):
         chunk = problems[start:start + 4 * flags.rows]
         rows += rewrite(model, tokenizer, write, chunk, flags)
-        write_file(out / "trajectories.jsonl", json_lines(rows))
-    write_file(out / "data.jsonl", json_lines(kept(rows)))
+        write_file(out / "trajectories.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_file(out / "data.jsonl", "".join(json.dumps(row) + "\n" for row in kept(rows)))
 
     print(f"\n{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl")
     counts = Counter((row["source"], row["dropped"] or "kept") for row in rows)
@@ -299,22 +307,25 @@ def rewrite_all(model, tokenizer, write, problems, flags, out, rows):
 
 def compare_kinds(model, tokenizer, write, problems, flags):
     """All kinds of text for the same problems: prints the first of each, and a table."""
-    demos = [Sample(demo_ids(tokenizer, p["solution"]), finished=True) for p in problems]
+    demos = []
+    for problem in problems:
+        demos.append(Sample(demo_ids(tokenizer, problem["solution"]), finished=True))
     kinds = {"demonstration": judge(model, tokenizer, problems, demos, "demonstration")}
     for beta in flags.betas:
         kinds[f"hinted, beta {beta:g}"] = retell(model, tokenizer, write, problems, flags, beta)
     kinds["own, T = 1"] = answer(model, tokenizer, write, problems, 1.0)
 
-    print(f"{problems[0]['problem']}    answer: {problems[0]['answer']}\n")
+    print(printable(f"{problems[0]['problem']}    answer: {problems[0]['answer']}"))
     for kind, rows in kinds.items():
-        print(f"{kind} (mean phi {rows[0]['mean_phi']:+.2f})\n    {rows[0]['solution']}")
-    print(f"\n{len(problems):4} problems    mean_phi  phi>-1  phi>-3  phi>-5   right   tokens")
+        print(f"\n{kind}, mean phi {rows[0]['mean_phi']:+.2f}")
+        print("    " + printable(rows[0]["solution"]))
+    print(f"\n{len(problems)} problems".ljust(21) + "phi   phi>-1  phi>-3  phi>-5   right  tokens")
     for kind, rows in kinds.items():
-        tokens = [row["tokens"] for row in rows]
+        lengths = [row["tokens"] for row in rows]
         line = f"{kind:17}"
         for name in ("mean_phi", "phi>-1", "phi>-3", "phi>-5"):
-            line += f"{np.average([row[name] for row in rows], weights=tokens):8.3f}"
-        print(line + f"{len(kept(rows)) / len(rows):8.3f}{np.mean(tokens):9.1f}")
+            line += f"{np.average([row[name] for row in rows], weights=lengths):8.3f}"
+        print(line + f"{len(kept(rows)) / len(rows):8.3f}{np.mean(lengths):8.1f}")
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -340,19 +351,16 @@ class Flags:
 
 
 # The toy knows no analysis. Its answers are pairs, 1 in 576, so a right own answer is no guess.
-TOY = {"problems": 256, "analysis": False, "max_new_tokens": 96, "betas": [0.0, 3.0, 30.0, 300.0]}
+TOY = {"analysis": False, "max_new_tokens": 96, "betas": [0.0, 3.0, 30.0, 300.0]}
 
 
 def main(flags):
     out = new_run(flags.out, flags.resume)
-    if flags.data == "toy":
-        problems = toy.problems("train", flags.problems, flags.seed)
-    else:
-        require = ("answer", "solution") if flags.betas else ("answer",)
-        problems = load_problems(flags.data, require)[:flags.problems]
+    require = ("answer", "solution") if flags.betas else ("answer",)
+    problems = load_problems(flags.data, require, flags.seed)[:flags.problems]
     for problem in problems:
-        if isinstance(problem["solution"], list):              # of several the first is retold
-            problem["solution"] = problem["solution"][0]
+        if isinstance(problem["solution"], list):
+            problem["solution"] = problem["solution"][0]       # of several the first is retold
     settings = asdict(flags)
     for name in ("out", "resume", "device", "betas"):
         del settings[name]
@@ -366,7 +374,6 @@ def main(flags):
         raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
     problems, write = new_writer(model, tokenizer, problems, flags)
     rows = finished_rows(out / "trajectories.jsonl", problems, 4 * flags.rows)
-
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "flags.json", json.dumps(settings))
     if flags.betas:

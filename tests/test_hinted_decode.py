@@ -296,8 +296,8 @@ def test_an_analysis_that_never_came_to_its_heading_is_dropped(tiny_checkpoint):
     says = ["First line. # CoT and more", "# CoT\nat once", "It goes on and on, without an end"]
     coded = [tokenizer(text, add_special_tokens=False).input_ids for text in says]
 
-    def write(pairs, beta, temperature, top_p=1.0, halt=hd.repetition):
-        calls.append((pairs, beta, temperature))
+    def write(prompts, temperature, top_p=1.0, beta=None, halt=hd.repetition):
+        calls.append((prompts, beta, temperature))
         if len(calls) == 1:                        # the analyses, handed out four tokens at a time
             samples = []
             for ids in coded:
@@ -312,11 +312,10 @@ def test_an_analysis_that_never_came_to_its_heading_is_dropped(tiny_checkpoint):
     assert flags.analysis and flags.own_temperature == 0          # as released
     rows = hd.retell(model, tokenizer, write, problems, flags, 3.0)
     assert [row["dropped"] for row in rows] == ["", "", "unfinished analysis"]
-    (analyses, _, temperature), (retellings, beta, _) = calls
-    assert temperature == 0 and beta == 3
-    for problem, (hinted, again), (longer, plain), text in zip(problems, analyses, retellings,
-                                                               says):
-        assert hinted == again == hd.contexts(tokenizer, problem, True)[0]
+    (analyses, alone, temperature), (retellings, beta, _) = calls
+    assert alone is None and temperature == 0 and beta == 3
+    for problem, hinted, (longer, plain), text in zip(problems, analyses, retellings, says):
+        assert hinted == hd.contexts(tokenizer, problem, True)[0]
         assert plain == prompt_ids(tokenizer, problem["problem"])
         analysis = tokenizer.decode(longer[len(hinted):])
         assert longer[:len(hinted)] == hinted
