@@ -3,8 +3,8 @@ losses.py - what to do with a demonstration: eight supervised losses and two pre
 
 All learn from the same demonstrations in the same number of steps and about the same number of
 tokens: a supervised step reads `batch` demonstrations, a step of DPO or SimPO batch / 2 pairs.
-Beside the accuracy stands the cost, so that "at the cost of SFT" is a number: what was sampled (and,
-for DPO's reference, read) before training, and what was trained.
+Beside the accuracy stands the cost, so that "at the cost of SFT" is a number: what was sampled
+(and, for DPO's reference, read) before training, and what was trained.
 
     sft, dft, idft      weight 1, p, p^gamma with gamma = exp(-phi)
     reversed gamma      IDFT with gamma = exp(+phi): loud where IDFT is quiet

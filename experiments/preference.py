@@ -53,19 +53,19 @@ def make_pairs(sampler, model, tokenizer, problems, n, max_new_tokens, seed):
     sampler.sync(model)
     prompts = [problem["prompt"] for problem in problems]
     samples = sampler(prompts, n, max_new_tokens, stop_ids(model, tokenizer), seed=seed)
-    texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
-    answers = [problems[i // n]["answer"] for i in range(len(samples))]     # sample i, problem i // n
-    scores = rewards(texts, answers)
 
     rng = np.random.default_rng((seed, 2))
     pairs = []
     for i, problem in enumerate(problems):
+        # Sort the n answers to this problem.
+        answers = [sample.tokens for sample in samples[i * n:(i + 1) * n] if sample.finished]
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
         right, wrong = list(problem["demos"]), []
-        for j in range(i * n, (i + 1) * n):
-            if samples[j].finished and scores[j] == 1:
-                right.append(samples[j].tokens)
-            elif samples[j].finished:
-                wrong.append(samples[j].tokens)
+        for answer, score in zip(answers, rewards(texts, [problem["answer"]] * len(texts))):
+            if score == 1:
+                right.append(answer)
+            else:
+                wrong.append(answer)
         if right:
             for answer in wrong:
                 chosen = right[rng.integers(len(right))]

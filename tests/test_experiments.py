@@ -15,7 +15,7 @@ import toy
 from conftest import ROOT                                              # puts the root on the path
 from ddt import response_stats
 from eval import InputError, new_sampler, parse_flags, prompt_ids
-from experiments import draw, losses, preference, rl, sweep, texts
+from experiments import draw, losses, online, preference, rl, sweep, texts
 
 REAL_PROBLEMS = toy.problems
 
@@ -23,7 +23,7 @@ REAL_PROBLEMS = toy.problems
 @pytest.fixture(scope="session")
 def tiny():
     """A base that has learnt little: it writes, it ends, it is wrong."""
-    return toy.pretrain(seed=0, steps=60)
+    return toy.pretrain(seed=0, steps=60, batch=8)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def small_world(tiny, monkeypatch):
 
     monkeypatch.setattr(toy, "problems", problems)
     monkeypatch.setattr(toy, "base_model", lambda seed=0: (copy.deepcopy(tiny[0]), tiny[1]))
-    for defaults, batch in ((prefix_rft.TOY, 2), (idft.TOY, 4)):
+    for defaults, batch in ((prefix_rft.TOY, 2), (idft.TOY, 4), (online.TOY, 4)):
         monkeypatch.setitem(defaults, "steps", 3)
         monkeypatch.setitem(defaults, "batch", batch)
         monkeypatch.setitem(defaults, "max_new_tokens", 40)
@@ -79,7 +79,7 @@ class Runner:
 
 
 def compare(path, runner, **flags):
-    sweep.compare(path, runner, ARMS, {"steps": 7}, sweep.Flags(**flags), {"hard": "hard"})
+    sweep.sweep(path, runner, ARMS, {"steps": 7}, sweep.Flags(**flags), {"hard": "hard"})
 
 
 def test_every_arm_is_tuned_alone_and_reported_on_other_seeds(tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_a_stopped_comparison_goes_on(tmp_path, capsys, stop_at):
         compare(tmp_path / "two.jsonl", stopped)
     compare(tmp_path / "two.jsonl", rest)
     assert stopped.calls + rest.calls == undisturbed.calls
-    one, two = (sweep.read_rows(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+    one, two = (sweep.load_results(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
     for row in one + two:
         del row["seconds"]
     assert one == two
@@ -120,8 +120,8 @@ def test_a_stopped_comparison_goes_on(tmp_path, capsys, stop_at):
 
 def test_another_budget_is_another_run(tmp_path, capsys):
     path, again = tmp_path / "rows.jsonl", Runner()
-    sweep.compare(path, Runner(), {"fixed": {"lr": 0.0}}, {"steps": 7}, sweep.Flags(seeds=2), {})
-    sweep.compare(path, again, {"fixed": {"lr": 0.0}}, {"steps": 8}, sweep.Flags(seeds=2), {})
+    sweep.sweep(path, Runner(), {"fixed": {"lr": 0.0}}, {"steps": 7}, sweep.Flags(seeds=2), {})
+    sweep.sweep(path, again, {"fixed": {"lr": 0.0}}, {"steps": 8}, sweep.Flags(seeds=2), {})
     assert len(again.calls) == 2
 
 
@@ -139,7 +139,7 @@ def test_arms_and_table_flags(tmp_path, capsys):
 
 def append_rows(path, number):
     for i in range(200):
-        sweep.add_row(path, {"process": number, "i": i, "text": "x" * 500})
+        sweep.add_result(path, {"process": number, "i": i, "text": "x" * 500})
 
 
 def test_two_processes_append_to_one_file(tmp_path):
@@ -150,14 +150,14 @@ def test_two_processes_append_to_one_file(tmp_path):
         job.start()
     for job in jobs:
         job.join()
-    found = [(row["process"], row["i"]) for row in sweep.read_rows(path)]
+    found = [(row["process"], row["i"]) for row in sweep.load_results(path)]
     assert sorted(found) == [(number, i) for number in (0, 1) for i in range(200)]
 
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"arm": 1}\n{"arm"\n')
     with pytest.raises(InputError, match="rows.jsonl line 2 is not valid JSON"):
-        sweep.read_rows(tmp_path / "rows.jsonl")
+        sweep.load_results(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize("curve, height", [
@@ -169,12 +169,11 @@ def test_area_under_the_curve(curve, height):
 
 def test_learning_curve_looks_before_between_and_after(monkeypatch):
     learnt = []
-    monkeypatch.setattr(sweep, "greedy_accuracy", lambda *a: {"hard": len(learnt) / 50})
-    found = sweep.learning_curve(None, None, 50, learnt.append, 9)
+    monkeypatch.setattr(sweep, "greedy_accuracy", lambda *args, **more: {"hard": len(learnt) / 50})
+    found = sweep.learning_curve(None, None, 50, learnt.append, 9, None)
     assert learnt == list(range(50))
     assert found["curve"] == [[0, 0], [20, 0.4], [40, 0.8], [50, 1.0]]
     assert found["steps_to_half"] == 40 and found["auc"] == pytest.approx(0.5)
-    assert sweep.learning_curve(None, None, 5, learnt.append, 9, look=False) == {}
 
 
 @pytest.mark.parametrize("values, cell", [
@@ -228,13 +227,15 @@ def test_every_arm_has_flags_that_agree(small_world):
 
 
 def test_a_share_of_the_problems_keeps_its_demonstration():
-    problems = [{"demos": [[i]]} for i in range(100)]
     for share, count in ((1.0, 100), (0.1, 10), (0.01, 1), (0.001, 1)):
-        kept = rl.keep_demonstrations(list(problems), share, 3)
-        held = [problem["demos"] for problem in kept if problem["demos"]]
-        assert len(held) == count and len(kept) == 100
-        assert kept == rl.keep_demonstrations(list(problems), share, 3)
-    assert all(problem["demos"] for problem in problems)
+        kept, again = ([{"demos": [[i]]} for i in range(100)] for _ in range(2))
+        rl.keep_demonstrations(kept, share, 3)
+        rl.keep_demonstrations(again, share, 3)
+        assert sum(bool(problem["demos"]) for problem in kept) == count
+        assert kept == again
+    rl.keep_demonstrations(again := [{"demos": [[i]]} for i in range(100)], 0.5, 4)
+    rl.keep_demonstrations(kept := [{"demos": [[i]]} for i in range(100)], 0.5, 3)
+    assert kept != again
 
 
 @pytest.mark.parametrize("arm", ["prefix_rft", "uft", "rft"])
@@ -250,7 +251,7 @@ def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, tiny, arm):
     other, _ = toy.base_model()
     sampler, _ = new_sampler(other, [problem["prompt"] for problem in problems], 40, 16)
     prefix_rft.train_policy(other, tokenizer, problems, flags, sampler,
-                            idft.new_optimizer(other, flags.weight_decay),
+                            idft.new_optimizer(other),
                             {"step": 0, "bad": 0, "dropped": 0})
     assert same_weights(model, other)
     assert arm == "rft" or not same_weights(model, tiny[0])
@@ -259,17 +260,18 @@ def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, tiny, arm):
 def test_a_supervised_arm_is_the_loop_of_idft(small_world, tiny):
     model, tokenizer = toy.base_model()
     rows = idft.demonstration_rows(model, tokenizer, toy.problems("train"), 200)
+    problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train"), 200)
     flags = idft.Flags(loss="idft", lr=1e-3, steps=3, batch=4)
-    learn = rl.supervised_steps(model, rows, flags)
-    spent = [learn(step)["tokens_trained"] for step in range(3)]
+    learn = rl.supervised_steps(model, problems, flags)
+    spent = [learn(step)[0] for step in range(3)]
 
     other, _ = toy.base_model()
-    optimizer = idft.new_optimizer(other, flags.weight_decay)
+    optimizer = idft.new_optimizer(other)
     idft.train_supervised(other, tokenizer, rows, flags, optimizer,
                           {"step": 0, "bad": 0, "dropped": 0})
     assert same_weights(model, other) and not same_weights(model, tiny[0])
     for step, tokens in enumerate(spent):
-        assert tokens == sum(len(rows[i][1]) for i in idft.draw_batch(len(rows), 4, step, 0))
+        assert tokens == sum(len(response) for _, response in idft.draw_batch(rows, 4, step, 0))
 
 
 def test_all_arms_learn_from_as_many_sequences(small_world, monkeypatch):
@@ -282,8 +284,9 @@ def test_all_arms_learn_from_as_many_sequences(small_world, monkeypatch):
         return step(model, optimizer, rows, *args, **more)
 
     def count_rollouts(*args):
-        sampled.append(len(rollouts(*args)))
-        return rollouts(*args)
+        found = rollouts(*args)
+        sampled.append(len(found))
+        return found
 
     monkeypatch.setattr(idft, "supervised_step", count_rows)
     monkeypatch.setattr(prefix_rft, "sample_rollouts", count_rollouts)
@@ -321,7 +324,7 @@ def test_masks(limit):
 
 
 def test_every_arm_of_losses_has_its_own_weight():
-    logp, entropy = torch.tensor(PAIRS).unbind(1)
+    logp, entropy = torch.tensor(PAIRS + [(-4.0, 0.1), (-1.5, 0.1)]).unbind(1)
     seen = {}
     for name, arm in losses.ARMS.items():
         if arm["loss"] not in ("dpo", "simpo"):
@@ -433,10 +436,8 @@ def test_a_preference_step_does_not_depend_on_micro_batches(pairs, loss):
     for micro_tokens in (10**6, 60):
         copied = copy.deepcopy(model)
         reference = preference.reference_logp(copied, batch, micro_tokens)
-        # Without its clip the optimizer's step would hide the size of the gradient.
-        flags = idft.Flags(micro_tokens=micro_tokens, clip=1e9)
         optimizer = torch.optim.SGD(copied.parameters(), lr=0.0)
-        row = preference.preference_step(copied, optimizer, batch, reference, 0.1, flags, loss)
+        row = preference.preference_step(copied, optimizer, batch, reference, 0.1, micro_tokens, loss)
         results.append((row, torch.cat([p.flatten() for p in copied.parameters()])))
     (one, weights), (other, others) = results
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
@@ -452,8 +453,8 @@ def test_a_preference_step_prefers(pairs):
     batch = found[:4]
     reference = preference.reference_logp(model, batch, 10**6)
     optimizer = idft.new_optimizer(model)
-    lost = [preference.preference_step(model, optimizer, batch, reference, 1e-3, idft.Flags(),
-                                       "dpo")["loss"] for _ in range(4)]
+    lost = [preference.preference_step(model, optimizer, batch, reference, 1e-3, 10**6)["loss"]
+            for _ in range(4)]
     assert lost == sorted(lost, reverse=True) and lost[-1] < lost[0] - 0.01
 
 
@@ -469,7 +470,7 @@ def test_a_comparison_at_tiny_size(small_world, tmp_path, capsys, monkeypatch, m
     table = capsys.readouterr().out.split("\n\n")[-1]
     for arm in arms:
         assert f"| {arm} |" in table
-    rows = sweep.read_rows(tmp_path / f"{module.__name__.split('.')[-1]}.jsonl")
+    rows = sweep.load_results(tmp_path / f"{module.__name__.split('.')[-1]}.jsonl")
     reported = [row for row in rows if row["stage"] == "report"]
     assert len(reported) == len(arms)
     for row in reported:
@@ -478,7 +479,7 @@ def test_a_comparison_at_tiny_size(small_world, tmp_path, capsys, monkeypatch, m
             assert [step for step, _ in row["curve"]] == [0, 2, 3]
     # A second call finds everything.
     module.main(parse_flags(sweep.Flags, argv))
-    assert len(sweep.read_rows(tmp_path / f"{module.__name__.split('.')[-1]}.jsonl")) == len(rows)
+    assert len(sweep.load_results(tmp_path / f"{module.__name__.split('.')[-1]}.jsonl")) == len(rows)
 
 
 # ---- pictures -----------------------------------------------------------------------------------
