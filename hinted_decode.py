@@ -16,8 +16,8 @@ wording, and the model speaks as it would alone:
     phi             log q(y_t) + H[q_t] (ddt.py): how foreign a token is to the model to be trained
 
 Other than in the authors' code: one model, cached, many texts at once (theirs: two copies, no
-cache, one text); top-p after the temperature, as in Hugging Face; repetitions looked for at every
-token, not every 100; another wording of the hint. Left out: two different models as p and q.
+cache, one text); top-p after the temperature, as in Hugging Face; repetitions are looked for at
+every token, not every 100; the hint has other words. Left out: two different models as p and q.
 
     python hinted_decode.py                         retell the toy's demonstrations, compare texts
     python hinted_decode.py --model Qwen/Qwen2.5-7B-Instruct --data train.jsonl --out runs/retold
@@ -63,11 +63,11 @@ def mix(log_p, log_q, beta, mode="linear"):
         lam = ((h - 0.3) / (0.7 - 0.3)).clamp(0, 1)
     else:
         raise ValueError(f"mode must be linear, sigmoid or piecewise, not {mode!r}")
+    # A stream without a share is left out, because 0 * -inf is NaN.
     p_share, q_share = (1 - lam)[..., None], lam[..., None]
-    # a stream without a share is left out, because 0 * -inf is NaN
-    log_m = torch.where(p_share > 0, p_share * log_p, 0)
-    log_m = log_m + torch.where(q_share > 0, q_share * log_q, 0)
-    return log_m, lam
+    from_p = torch.where(p_share > 0, p_share * log_p, 0)
+    from_q = torch.where(q_share > 0, q_share * log_q, 0)
+    return from_p + from_q, lam
 
 
 @torch.no_grad()
@@ -76,8 +76,10 @@ def uncached(model, tokenizer, hinted, plain, beta, max_new_tokens, stop=()):
     in the authors' code, both contexts are read again for every token."""
     ids = []
     while len(ids) < max_new_tokens and not (ids and ids[-1] in stop):
-        log_p = model(torch.tensor([hinted + ids])).logits[0, -1].log_softmax(-1)         # (V,)
-        log_q = model(torch.tensor([plain + ids])).logits[0, -1].log_softmax(-1)          # (V,)
+        p_ids = torch.tensor([hinted + ids], device=model.device)
+        q_ids = torch.tensor([plain + ids], device=model.device)
+        log_p = model(p_ids).logits[0, -1].log_softmax(-1)                 # (V,)
+        log_q = model(q_ids).logits[0, -1].log_softmax(-1)                 # (V,)
         log_m, _ = mix(log_p, log_q, beta)
         if not ids:
             log_m = log_p                      # the first token decides how the text goes on
@@ -118,23 +120,26 @@ def hinted_combine(table, beta, mode="linear"):
     def combine(logits, last, step, progress):
         log_p, log_q = logits.log_softmax(-1).unbind(1)                                   # (R, V)
         log_m, _ = mix(log_p, log_q, beta, mode)
+        # At the first token `last` is the end of the prompt, which does not count.
         first = step == 0
-        progress = torch.where(first, 0, table[progress, last])   # at first `last` is the prompt's
+        progress = torch.where(first, 0, table[progress, last])
         boxed = progress == len(MARKER)
         log_m = torch.where(first[:, None], log_p, log_m)
-        return torch.where(boxed[:, None], log_q, log_m), progress
+        log_m = torch.where(boxed[:, None], log_q, log_m)
+        return log_m, progress
     return combine
 
 
 def repetition(tokens, size=30, times=5, fresh=32):
     """`halt` for the sampler: the length at which some `size`-gram stood in tokens for the
-    `times`-th time [code], or None. Of n-grams that end in the last `fresh` tokens: the sampler
-    asks at least that often."""
+    `times`-th time [code], or None. It looks at those that end in the last `fresh` tokens: the
+    sampler asks at least that often."""
     if len(tokens) < size:
         return None
-    grams = np.lib.stride_tricks.sliding_window_view(np.array(tokens), size)        # (N, size)
+    grams = np.lib.stride_tricks.sliding_window_view(np.array(tokens), size)    # (N, size)
     for i in range(max(0, len(grams) - fresh), len(grams)):
-        alike = np.flatnonzero(grams[:i + 1, 0] == grams[i, 0])                     # begin alike
+        # To compare all of them is slow: first those that begin with the same token.
+        alike = np.flatnonzero(grams[:i + 1, 0] == grams[i, 0])
         if (grams[alike] == grams[i]).all(1).sum() >= times:
             return i + size
 
@@ -163,7 +168,9 @@ def contexts(tokenizer, problem, analysis=False):
     question = turns[-1]["content"]
     if "<hint>" in tokenizer.get_vocab():                      # the toy has hints of its own form
         return toy.hint_prompt(tokenizer, question, solution), plain
-    text = HINT + (ANALYSIS if analysis else "") + INSTRUCTION
+    text = HINT + INSTRUCTION
+    if analysis:
+        text = HINT + ANALYSIS + INSTRUCTION
     text += f"\n\n# Problem\n{question}\n\n# Reference solution\n{solution}"
     return prompt_ids(tokenizer, [*turns[:-1], {"role": "user", "content": text}]), plain
 
@@ -173,15 +180,14 @@ def new_writer(model, tokenizer, problems, flags):
     write(prompts, temperature, top_p, beta, halt) -> samples. With a beta the prompts are pairs of
     contexts and the texts are hinted, without one they are lists of ids and the model is alone."""
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    texts = 2 if flags.analysis else 1                         # an analysis is a text of its own
-    room = texts * flags.max_new_tokens
-    fit, pairs, single = [], [], []
+    room = flags.max_new_tokens * (2 if flags.analysis else 1)    # an analysis is a text of its own
+    fit, pairs, longer = [], [], []
     for problem in problems:
-        hinted, plain = contexts(tokenizer, problem, flags.analysis)
-        if max(len(hinted), len(plain)) + room <= context:
+        pair = contexts(tokenizer, problem, flags.analysis)
+        if max(len(ids) for ids in pair) + room <= context:
             fit.append(problem)
-            pairs.append((hinted, plain))
-            single += [hinted, plain]
+            pairs.append(pair)
+            longer.append(max(pair, key=len))
     if len(fit) < len(problems):
         print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: the model reads "
               f"{context} tokens, with --max_new_tokens they have more")
@@ -190,7 +196,7 @@ def new_writer(model, tokenizer, problems, flags):
 
     # Two samplers, on a GPU with one bf16 twin. What a call holds in memory ends with the call.
     of_pairs, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
-    of_one, _ = new_sampler(of_pairs.model, single, room, flags.rows)
+    of_one, _ = new_sampler(of_pairs.model, longer, room, flags.rows)
     table = marker_table(tokenizer, model.get_input_embeddings().num_embeddings).to(model.device)
 
     def write(prompts, temperature, top_p=1.0, beta=None, halt=repetition):
@@ -204,7 +210,7 @@ def new_writer(model, tokenizer, problems, flags):
     return fit, write
 
 
-# ---- texts --------------------------------------------------------------------------------------
+# ---- the pipeline ---------------------------------------------------------------------------------
 
 def judge(model, tokenizer, problems, samples, source):
     """Samples, one a problem -> trajectories: the problem with the text as its solution; source;
@@ -240,39 +246,34 @@ def answer(model, tokenizer, write, problems, temperature):
 
 
 def analyse(tokenizer, write, hinted):
-    """The model goes through every reference, greedily [code]: hinted contexts -> the same with the
-    analysis and the heading of the next part behind; whether it came to that heading."""
+    """The model goes through every reference, greedily [code]: hinted contexts -> the tokens of the
+    analyses, up to the heading of the next part if there is one."""
     def halt(tokens):
         # Which of the last tokens completes the heading? The retelling begins behind it.
         for end in range(max(0, len(tokens) - 32), len(tokens) + 1):
             if HEADING in tokenizer.decode(tokens[max(0, end - 16):end]):
                 return end
         return repetition(tokens)
-
-    longer, came = [], []
-    for ids, sample in zip(hinted, write(hinted, 0, halt=halt)):
-        longer.append(ids + sample.tokens)
-        came.append(HEADING in tokenizer.decode(sample.tokens[-16:]))
-    return longer, came
+    return [sample.tokens for sample in write(hinted, 0, halt=halt)]
 
 
 def retell(model, tokenizer, write, problems, flags, beta):
     """Hinted decoding -> one trajectory a problem."""
     pairs = [contexts(tokenizer, problem, flags.analysis) for problem in problems]
+    hinted, plain = zip(*pairs)
     if flags.analysis:
-        hinted, plain = zip(*pairs)
-        hinted, came = analyse(tokenizer, write, hinted)
-        pairs = list(zip(hinted, plain))
-    samples = write(pairs, flags.temperature, flags.top_p, beta)
+        analyses = analyse(tokenizer, write, hinted)
+        hinted = [ids + analysis for ids, analysis in zip(hinted, analyses)]
+    samples = write(list(zip(hinted, plain)), flags.temperature, flags.top_p, beta)
     rows = judge(model, tokenizer, problems, samples, "hinted")
+
+    # Without its heading an analysis is unfinished: dropped, right or not, as the authors do.
     if flags.analysis:
-        for row, finished in zip(rows, came):
-            if not finished:
-                row["dropped"] = "unfinished analysis"         # right or not, as the authors do
+        for row, analysis in zip(rows, analyses):
+            if HEADING not in tokenizer.decode(analysis[-16:]):
+                row["dropped"] = "unfinished analysis"
     return rows
 
-
-# ---- the pipeline -------------------------------------------------------------------------------
 
 def rewrite(model, tokenizer, write, problems, flags):
     """One trajectory a problem: the model's own answer if it is right, since nothing is more

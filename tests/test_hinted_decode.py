@@ -19,6 +19,7 @@ import hinted_decode as hd
 import toy
 from conftest import ROOT, make_tokenizer, word_problems
 from eval import InputError, load_model, load_problems, parse_flags, prompt_ids
+from experiments import online
 from reward import reward
 from sampler import Sample, Sampler
 
@@ -99,7 +100,7 @@ def test_progress_is_the_longest_end_that_begins_the_marker():
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece_like, toy.tokenizer])
-def test_the_table_finds_the_marker_wherever_the_token_borders_fall(make):
+def test_the_table_finds_the_marker_wherever_token_borders_fall(make):
     tokenizer, rng = make(), random.Random(0)
     size = len(tokenizer) + 7                      # models round their vocabulary up
     table = hd.marker_table(tokenizer, size)
@@ -384,7 +385,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(retold, tmp_path):
     argv = [*argv, "--out", tmp_path / "run"]
     run = [sys.executable, ROOT / "hinted_decode.py", *argv]
     process = subprocess.Popen([str(arg) for arg in run], stderr=subprocess.DEVNULL)
-    path, deadline = tmp_path / "run/trajectories.jsonl", time.time() + 120
+    path, deadline = tmp_path / "run/trajectories.jsonl", time.time() + 300
     while process.poll() is None and time.time() < deadline and not path.exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -430,3 +431,32 @@ def test_what_does_not_fit_is_counted(tmp_path, tiny_checkpoint, capsys):
     assert "1 of 2 problems are left out" in capsys.readouterr().out
     [row] = rows_of(tmp_path / "run/trajectories.jsonl")         # a random model has no heading
     assert row["source"] == "hinted" and row["dropped"] == "unfinished analysis"
+
+
+# ---- online -------------------------------------------------------------------------------------
+
+def test_an_online_step_learns_from_a_fixed_number_of_tokens():
+    rows = [([1], [2] * length) for length in (1, 5, 40)]
+    for step in range(20):
+        count = sum(len(response) for _, response in online.token_batch(rows, 200, step, 0))
+        assert 200 <= count < 240
+    assert online.token_batch(rows, 200, 1, 0) == online.token_batch(rows, 200, 1, 0)
+    assert online.token_batch(rows, 200, 1, 0) != online.token_batch(rows, 200, 2, 0)
+
+
+def test_online_rounds_rewrite_every_problem_once(tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(p) + "\n" for p in toy.problems("train", 24)))
+    argv = ["--data", tmp_path / "in.jsonl", "--rounds", 3, "--steps", 7, "--batch_tokens", 200,
+            "--no_analysis", "--max_new_tokens", 64, "--out", tmp_path / "run"]
+    online.main(parse_flags(online.Flags, [str(arg) for arg in argv], online.TOY))
+    steps = [row["step"] for row in rows_of(tmp_path / "run/metrics.jsonl") if "loss" in row]
+    assert steps == list(range(1, 8))
+    rounds = [rows_of(tmp_path / f"run/round-{number}.jsonl") for number in (1, 2, 3)]
+    texts = [row["problem"] for rows in rounds for row in rows]
+    assert len(set(texts)) == len(texts) >= 8
+    before, _ = toy.base_model()
+    after, _ = load_model(str(tmp_path / "run/checkpoint"), torch.device("cpu"))
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    with pytest.raises(InputError, match="--rounds 9"):
+        argv[3], argv[-1] = 9, tmp_path / "other"
+        online.main(parse_flags(online.Flags, [str(arg) for arg in argv], online.TOY))
