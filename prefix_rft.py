@@ -482,7 +482,7 @@ class Flags:
     resume: bool = flag(False, "continue the run in --out")
 
 
-TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 16, "max_new_tokens": 96, "rows": 128}
+TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens": 64, "rows": 128}
 
 
 def check(flags, problems):
