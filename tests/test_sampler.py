@@ -14,7 +14,7 @@ from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import sampler as sampler_module
-from sampler import Sample, Sampler, Slab, Slots, draw, invert, truncate, uniforms
+from sampler import Sample, Sampler, Slots, draw, invert, truncate, uniforms
 
 V = 64
 SHAPE = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -276,9 +276,9 @@ def test_draw_stays_in_the_support_at_both_ends(top_p):
 
 # ---- the slab --------------------------------------------------------------------------------------------------------
 
-def poison(slab, first):
+def poison(slots, first):
     """Fill all columns from first[row] on with 50."""
-    for pair in slab.layers.values():
+    for pair in slots.layers.values():
         for x in pair:
             for row, column in enumerate(first):
                 x[row, column:] = 50.0
@@ -291,7 +291,7 @@ def test_poisoned_columns_change_nothing(model, monkeypatch):
     forward = Slots.forward
 
     def poisoned(self, B, reach):
-        poison(self.slab, self.pos.flatten().tolist())
+        poison(self, self.pos.flatten().tolist())
         return forward(self, B, reach)
 
     monkeypatch.setattr(Slots, "forward", poisoned)
@@ -425,7 +425,7 @@ def test_a_layer_with_an_unknown_option_is_refused_where_it_calls(config, monkey
 
 
 def test_wrong_logits_are_refused(model, monkeypatch):
-    monkeypatch.setattr(Slab, "attend_masked", lambda self, q, keys, values, scale: q.transpose(1, 2) * 0)
+    monkeypatch.setattr(Slots, "attend_masked", lambda self, q, *_: q * 0)
     with pytest.raises(ValueError, match="Qwen2.*its logits through the slab are off by"):
         Sampler(model, rows=2, length=32)
 
@@ -573,11 +573,13 @@ def test_flash_layout_equals_plain_attention(kv_heads, flash):
     g = torch.Generator().manual_seed(0)
     k, v = (torch.randn(6, kv_heads, 30, 8, generator=g) for _ in range(2))
     q = torch.randn(6, 4, 30, 8, generator=g)
-    slab = Slab(6, 40, 40)
-    slab.prompts(torch.arange(6)).attend(0, q, k, v, 0.3)
+    slots = Slots(build(), 6, 1, 40, 40)
+    slots.target = torch.arange(6)
+    slots.attend(0, q, k, v, 0.3)
     new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g) for heads in (4, kv_heads, kv_heads))
     pos = torch.tensor([0, 29, 12])
-    got = slab.tokens(pos, 40).attend(0, new_q, new_k, new_v, 0.3)          # (3, 1, 4, 8)
+    slots.target, slots.shared, slots.pos[:3, 0] = None, None, pos
+    got = slots.attend(0, new_q, new_k, new_v, 0.3)                         # (3, 1, 4, 8)
     for i, p in enumerate(pos.tolist()):
         keys, values = (torch.cat([x[i, :, :p], new[i]], 1) for x, new in ((k, new_k), (v, new_v)))
         keys, values = (x.repeat_interleave(4 // kv_heads, 0) for x in (keys, values))
@@ -656,13 +658,13 @@ def test_prompts_of_one_token_alone_need_no_prefill_even_with_flash(request):
 
 def test_free_slots_of_a_graph_read_one_column(acted, monkeypatch):
     """12 rows, then fewer: what a padded batch steps along beside the busy slots stays at position 0."""
-    free, logits = [], Slots.logits
+    free, replay = [], Slots.replay
 
     def watched(self, B, reach):
         free.append(self.pos[B:].flatten().tolist())
-        return logits(self, B, reach)
+        return replay(self, B, reach)
 
-    monkeypatch.setattr(Slots, "logits", watched)
+    monkeypatch.setattr(Slots, "replay", watched)
     model = build(Qwen3Config(**SHAPE, head_dim=16))
     Sampler(model, rows=14, length=64)(ragged(), n=2, max_new_tokens=[3, 5, 9, 14, 17, 20, 24], stop=())
     assert len({len(positions) for positions in free}) > 3 and not any(any(positions) for positions in free)
