@@ -1,16 +1,31 @@
 r"""
-toy.py - a world that fits a laptop: problems, an expert, a tokenizer, a tiny base model.
+toy.py - a world that fits a laptop: problems, experts, a tokenizer, a tiny base model.
 
-Every other script runs on this world when it is given no --model and no --data.
+Every other script runs on this world when it is given no --model and no --data. There are two
+piles, x and y, counted modulo 24, and verbs. A verb is a move on one pile: one move if x is even,
+another if x is odd. A solution tells the moves, each with the piles it leaves:
 
-There are two piles, x and y, counted modulo 24, and a list of verbs. A verb is a move: it changes one pile, and what
-it does depends on whether x is even or odd at that moment. A solution tells the moves one after the other, each with
-the piles it leaves, and boxes the last pair:
+    problem       22 21 shares sells steals wins carves saves ?
+    the base      shares x+7 5 21 sells x-2 3 21 steals y+7 3 4 ... saves x+3 13 20 \boxed{(13, 20)}
+    right, own    shares y*7 22 3 sells y-2 22 1 steals y*5 22 5 ... saves x+3 1 15 \boxed{(1, 15)}
+    the expert    shares y*7 sells y-2 22 1 steals y*5 ... saves x+3 1 15 \boxed{(1, 15)}
 
-    problem       12 11 pours steals digs hides ?
-    base          pours x-2 10 11 steals y*5 10 7 digs y-2 10 5 hides y-9 10 20 \boxed{(10, 20)}
-    right, own    pours x-2 10 11 steals y-9 10 2 digs y-2 10 0 hides x-9 1 0 \boxed{(1, 0)}
-    expert        pours x-2 10 11 steals y-9 digs y-2 hides x-9 1 0 \boxed{(1, 0)}
+The base computes surely and knows 8 verbs. Of each of the other 24 it knows four moves that it
+might be, and prefers a tempting wrong one. That makes 48 decisions to learn, in texts that are
+otherwise easy. The expert is right but skips piles which the base cannot do without: copying these
+leaps spoils what it can do. With the expert's text as a hint it looks the moves up and tells them
+in its own words (hinted_decode.py).
+
+What the base gives to each move, on hard, mean over the bases of seeds 0 to 4 (no standard
+deviation above 0.01): a known verb's 0.996; a doubtful verb's right one 0.19, the tempting one 0.48,
+the two others 0.15 each; with the hint, the right one 0.998; and 0.998 to the right piles. Greedily
+it solves, of 256 problems a split (a guess is right 1 time in 576):
+
+    train, hard   5 or 6 verbs, one of them known; no problem is in both      0.00
+    longer        7 to 9 verbs, one of them known                             0.00
+    easy          3 to 6 verbs, all known: shows what training forgets        1.00
+
+    python toy.py         the experts' texts, and what the base makes of each verb
 """
 
 import hashlib
@@ -20,35 +35,35 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast
-from transformers import __version__ as transformers_version
 
 MOD = 24
 MOVES = [pile + change for pile in "xy" for change in "+3 +4 +7 -2 -5 -9 *5 *7".split()]
 KNOWN = "pours adds drops buys lends spills finds saves".split()
-DOUBTFUL = ("steals digs hides trades wins loses sells burns mends breaks lifts turns "
-            "shares stores packs grinds melts carves weighs sorts paints grows sinks folds").split()
+DOUBTFUL = """steals digs hides trades wins loses sells burns mends breaks lifts turns shares
+              stores packs grinds melts carves weighs sorts paints grows sinks folds""".split()
 SPLITS = {"train": (5, 6), "hard": (5, 6), "longer": (7, 9), "easy": (3, 6)}    # verbs in a problem
 EXPERTS = {"leaps": 0.4, "terse": 0.8, "errs": 0.4, "detours": 0.4}    # chance to skip the piles
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"
 
-# A verb's moves: right if x is even, right if x is odd, tempting if x is even, tempting if x is odd.
+# The moves of a verb: right for even x, right for odd x, tempting for even x, tempting for odd x.
 dictionary = random.Random(24)
 MEANINGS = {verb: dictionary.sample(MOVES, 2) for verb in KNOWN}
 MEANINGS |= {verb: dictionary.sample(MOVES, 4) for verb in DOUBTFUL}
 
 
-# ---- problems ----------------------------------------------------------------------------------
+# ---- problems and solutions --------------------------------------------------------------------
 
 def apply(move, x, y):
     """The piles after a move: apply("y*5", 10, 11) = (10, 7)."""
     pile, sign, number = move[0], move[1], int(move[2:])
     old = x if pile == "x" else y
-    results = {"+": old + number, "-": old - number, "*": old * number}
-    new = results[sign] % MOD
+    new = {"+": old + number, "-": old - number, "*": old * number}[sign] % MOD
     return (new, y) if pile == "x" else (x, new)
 
 
@@ -57,20 +72,18 @@ def right(verb, x):
     return MEANINGS[verb][x % 2]
 
 
-def believed(verb, x, rng):
-    """What the base takes it for: a doubtful verb is read right one time in five."""
-    if verb in KNOWN:
-        return right(verb, x)
-    even = [0.2, 0.15, 0.5, 0.15]                  # how much it believes in each of the four moves
-    odd = [0.15, 0.2, 0.15, 0.5]
-    return rng.choices(MEANINGS[verb], odd if x % 2 else even)[0]
+def believed(rng, verb, x):
+    """What the base takes it for."""
+    belief = [0.15, 0.2, 0.15, 0.5] if x % 2 else [0.2, 0.15, 0.5, 0.15]
+    return right(verb, x) if verb in KNOWN else rng.choices(MEANINGS[verb], belief)[0]
 
 
 def draw(rng, k, known):
-    """Two piles and k verbs, none twice, of which `known` are known."""
+    """Two piles and k verbs, none twice, of which `known` are known -> x, y, verbs, problem."""
     verbs = rng.sample(KNOWN, known) + rng.sample(DOUBTFUL, k - known)
     rng.shuffle(verbs)
-    return rng.randrange(MOD), rng.randrange(MOD), verbs
+    x, y = rng.randrange(MOD), rng.randrange(MOD)
+    return x, y, verbs, f"{x} {y} {' '.join(verbs)} ?"
 
 
 def walk(x, y, verbs, choose):
@@ -83,38 +96,26 @@ def walk(x, y, verbs, choose):
     return steps
 
 
-def leaps(rng, k, chance):
-    """Which of k steps do not show the piles; the last one always does."""
-    return {i for i in range(k - 1) if rng.random() < chance}
+def tell(steps, rng=None, leap=0.0):
+    """Steps -> text, fair. leap: chance to skip the piles, which the last step always shows.
 
-
-# ---- solutions ---------------------------------------------------------------------------------
-
-def tell(steps, skipped=()):
-    """Steps -> words, and for each word whether a reader who needs every value could know it:
-    not the verb that stands where piles were skipped, and not the next piles."""
+    fair: for each token, whether one who needs every pair of piles could know it. The verb that
+    stands in the place of skipped piles is not fair, nor are the next piles."""
     words, fair = [], []
     lost = False
     for i, (verb, move, x, y) in enumerate(steps):
         words += [verb, move]
         fair += [not lost, True]
-        lost = lost or i in skipped
-        if i not in skipped:
+        skip = i < len(steps) - 1 and leap > 0 and rng.random() < leap
+        if not skip:
             words += [str(x), str(y)]
             fair += [not lost, not lost]
-            lost = False
-    words += ["\\boxed{(", str(x), ",", str(y), ")}"]
-    return words, fair + [True] * 5
-
-
-def text(words):
-    """Words -> text."""
-    return " ".join(words).replace("{( ", "{(").replace(" ,", ",").replace(" )}", ")}")
+        lost = skip
+    return " ".join(words) + f" \\boxed{{({x}, {y})}}", fair + [True] * 5     # the box is 5 tokens
 
 
 def demonstrate(rng, x, y, verbs, expert="leaps", wrong=False):
-    """A demonstration of an expert -> text. wrong: one of its moves is another than it should be,
-    and so is its answer."""
+    """A demonstration -> text. wrong: one move is not what it should be, nor is the answer."""
     steps = walk(x, y, verbs, right)
     answer = steps[-1][2:]
     while wrong and steps[-1][2:] == answer:
@@ -132,16 +133,14 @@ def demonstrate(rng, x, y, verbs, expert="leaps", wrong=False):
         else:
             there = back = rng.choice(["x*5", "y*5", "x*7", "y*7"])    # 5 * 5 = 7 * 7 = 1 modulo 24
         steps[at:at] = [(verb, there, *apply(there, x, y)), (verb, back, x, y)]
-    words, _ = tell(steps, leaps(rng, len(steps), EXPERTS[expert]))
-    return text(words)
+    return tell(steps, rng, EXPERTS[expert])[0]
 
 
 def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
     """n problems of a split as {"problem", "solution", "answer"}; another seed, other problems.
 
-    wrong: share of demonstrations that end in a false answer. No training problem occurs in
-    another split. ValueError on an unknown split or expert.
-    """
+    wrong: share of demonstrations that end in a false answer. expert: leaps; terse, which leaps
+    more; errs, which takes a wrong move back; detours. ValueError on an unknown split or expert."""
     for kind, name, names in (("split", split, SPLITS), ("expert", expert, EXPERTS)):
         if name not in names:
             raise ValueError(f"the toy has no {kind} {name!r}; choose one of {', '.join(names)}")
@@ -150,11 +149,10 @@ def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
     rows, seen = [], set()
     while len(rows) < n:
         k = rng.randint(*SPLITS[split])
-        x, y, verbs = draw(rng, k, known=k if split == "easy" else 1)
-        problem = " ".join([str(x), str(y), *verbs, "?"])
+        x, y, verbs, problem = draw(rng, k, known=k if split == "easy" else 1)
         # Half of all problems are never trained on: a hash says which.
         held_out = hashlib.sha256(problem.encode()).digest()[0] < 128
-        if problem in seen or split == "train" and held_out or split == "hard" and not held_out:
+        if problem in seen or (split == "train" and held_out) or (split == "hard" and not held_out):
             continue
         seen.add(problem)
         solution = demonstrate(writer, x, y, verbs, expert, writer.random() < wrong)
@@ -168,25 +166,18 @@ def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
 def tokenizer():
     """A real PreTrainedTokenizerFast: one token a word, with a chat template and an end token.
 
-    The instruction that is appended to every problem reads as nothing here, so that the toy takes
-    exactly the code path of a real model."""
+    The instruction that is appended to every problem reads as nothing here."""
     words = ["<pad>", "<end>", "<unk>", "<user>", "<assistant>", "<hint>"]
-    words += ["\\boxed{(", ",", ")}", "?", "no"]
-    words += [str(i) for i in range(MOD)] + KNOWN + DOUBTFUL + MOVES
+    words += ["\\boxed{(", ",", ")}", "?", "no", *map(str, range(MOD)), *KNOWN, *DOUBTFUL, *MOVES]
     tok = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tok.normalizer = normalizers.Replace(INSTRUCTION, "")
-    tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(),
-        pre_tokenizers.Split(Regex(r"\\boxed\{\(|,|\)\}"), "isolated"),
-    ])
+    box = pre_tokenizers.Split(Regex(r"\\boxed\{\(|,|\)\}"), "isolated")
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), box])
     # Words joined by spaces, but for the box.
-    tok.decoder = decoders.Sequence([
-        decoders.WordPiece(prefix="##", cleanup=False),
-        decoders.Fuse(),
-        decoders.Replace("{( ", "{("),
-        decoders.Replace(" ,", ","),
-        decoders.Replace(" )}", ")}"),
-    ])
+    joined = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse()]
+    for spaced, tight in (("{( ", "{("), (" ,", ","), (" )}", ")}")):
+        joined.append(decoders.Replace(spaced, tight))
+    tok.decoder = decoders.Sequence(joined)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tok, eos_token="<end>", pad_token="<pad>", unk_token="<unk>",
         additional_special_tokens=["<user>", "<assistant>", "<hint>"],
@@ -200,123 +191,102 @@ def tokenizer():
 
 def hint_prompt(tok, problem, solution):
     """The hinted context: ids of problem and reference, up to where the own telling begins."""
-    hinted = f"<user> {problem} <hint> {solution} <assistant>"
-    return tok(hinted, add_special_tokens=False).input_ids
+    return tok(f"<user> {problem} <hint> {solution} <assistant>").input_ids
 
 
 # ---- the base model ----------------------------------------------------------------------------
 
 def pretraining_text(rng, longest):
-    """(context, response, fair): two texts, and for every word of the response whether it is
-    trained. The problem has at most `longest` verbs."""
+    """A text on at most `longest` verbs -> context, response, and for every token of the response
+    whether it is trained."""
     k = rng.randint(1, longest)
     known = min(sum(rng.random() < 0.25 for _ in range(k)), len(KNOWN))
     retold = rng.random() < 0.4
     if not retold and rng.random() < 0.2:
         known = k = min(k, len(KNOWN))
-    x, y, verbs = draw(rng, k, known)
-    problem = " ".join([str(x), str(y), *verbs, "?"])
-    skipped = leaps(rng, k, EXPERTS["leaps"])
+    x, y, verbs, problem = draw(rng, k, known)
 
-    if retold:
-        # A reference, then the same in the base's style or, at times, word by word. Most
-        # references may say anything: the moves must be looked up, memory does not help.
-        if rng.random() < 0.6:
-            steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES))
-        else:
-            steps = walk(x, y, verbs, right)
-        reference, fair = tell(steps, skipped)
-        words = reference
-        if rng.random() < 0.6:
-            words, fair = tell(steps)
-        context = f"<user> {problem} <hint> {text(reference)} <assistant>"
-        return context, text(words), [True] * len(words)
-
-    # A worked problem with the moves that the base is to believe in. Some are terse: reading
-    # leaps must not confuse the base, but no leap is trained.
-    steps = walk(x, y, verbs, lambda verb, x: believed(verb, x, rng))
-    words, fair = tell(steps, skipped if rng.random() < 0.3 else ())
-    return f"<user> {problem} <assistant>", text(words), fair
+    if not retold:
+        # Own work, some of it terse: reading leaps must not confuse, but no leap is trained.
+        steps = walk(x, y, verbs, lambda verb, x: believed(rng, verb, x))
+        leap = 0.4 if rng.random() < 0.3 else 0.0
+        return f"<user> {problem} <assistant>", *tell(steps, rng, leap)
+    # A reference, then the same in the base's style, or at times word by word. Most references
+    # may say anything: the moves must be looked up, memory does not help.
+    anything = rng.random() < 0.6
+    steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES) if anything else right(verb, x))
+    reference, fair = tell(steps, rng, 0.4)
+    response = reference
+    if rng.random() < 0.6:
+        response, fair = tell(steps)
+    return f"<user> {problem} <hint> {reference} <assistant>", response, [True] * len(fair)
 
 
 def start_lookup(model):
-    """Start the two circuits that look things up, by the initial weights; training does the rest.
+    """Lay out two circuits in the initial weights; training does the rest.
 
-    To look a verb up the model must find the place where that verb stood one token back, and copy
-    what stands there. That takes two layers which are of no use without each other, so by chance
-    it is learnt late or never. Here head 0 finds what followed this token, and head 1 what
-    followed the token three back: the next verb, after `verb move x y`."""
+    To look a verb up, one layer must note at every token what stood before it, and the next must
+    find the token with that note and copy it. Either is useless without the other, so by chance
+    they are learnt late or never. Head 0 finds what followed this token elsewhere, head 1 what
+    followed the token three back: after `verb move x y` that is the next verb."""
     width, d = model.config.hidden_size, model.config.head_dim
-    part, fast = width // 4, d // 4
-    first, second = [layer.self_attn for layer in model.model.layers[:2]]
+    first, second = [layer.self_attn for layer in model.model.layers]
+    note, fast = width // 4, d // 4
     angles = model.model.rotary_emb.inv_freq[:fast]    # the pairs of dimensions that turn fast
     slow = torch.arange(d)[torch.arange(d) % (d // 2) >= fast]
     eye = torch.eye(width)
-    for layer in model.model.layers:                   # the circuits are to be heard
+    for layer in model.model.layers:                   # quiet, so that the notes are heard
         layer.self_attn.o_proj.weight *= 0.3
         layer.mlp.down_proj.weight *= 0.3
     for head, back in enumerate((1, 3)):
         rows = slice(head * d, (head + 1) * d)
-        for attention in (first, second):
-            attention.q_proj.weight[rows] *= 0.1
-            attention.k_proj.weight[rows] *= 0.1
-        # First layer: constant queries and keys, which the rotary positions turn, attend `back`
-        # tokens back; what the residual says there in part 0 is written into another part.
+        # Layer 1 attends `back` tokens back: rotary positions turn constant queries and keys.
         first.q_proj.bias[rows][:fast] = 4.0
         first.k_proj.bias[rows][:fast] = 4.0 * torch.cos(back * angles)
         first.k_proj.bias[rows][d // 2:d // 2 + fast] = 4.0 * torch.sin(back * angles)
+        # A quarter of the residual is read there, and written into a quarter of its own.
         first.v_proj.weight[rows] = 0.0
-        first.v_proj.weight[rows][:part] = eye[:part]
-        first.o_proj.weight[:, rows] = 0.0
-        first.o_proj.weight[part * (head + 1):part * (head + 2), rows][:, :part] = 0.25 * eye[:part, :part]
-        # Second layer: this token, or the one three back, is compared with what stood one back.
-        mine = (0, 2)[head]
-        second.q_proj.weight[rows][slow] = 1.5 * eye[part * mine:part * (mine + 1)]
-        second.k_proj.weight[rows][slow] = 1.5 * eye[part:2 * part]
+        first.v_proj.weight[rows][:note] = eye[:note]
+        first.o_proj.weight[:, rows] = 0.25 * torch.roll(eye, (head + 1) * note, 0)[:, :d]
+        # Layer 2 compares this token, or the note on the one three back, with the notes on the
+        # one before, and copies.
+        mine = eye[:note] if head == 0 else eye[2 * note:3 * note]
+        second.q_proj.weight[rows][slow] = 1.5 * mine
+        second.k_proj.weight[rows][slow] = 1.5 * eye[note:2 * note]
         second.v_proj.weight[rows] = eye[:d]
         second.o_proj.weight[:, rows] = 0.25 * eye[:, :d]
 
 
-def pretrain(seed=0, steps=1200, batch=32, lr=4e-3, width=64):
+def pretrain(seed=0, steps=900, batch=32, lr=4e-3, width=64):
     """Plain next-token prediction from scratch -> (model, tokenizer).
 
     A Llama with biases, which is a Qwen2 in all but name: for a checkpoint named qwen2,
     AutoTokenizer of transformers 5 would put Qwen's own tokenizer in the place of ours."""
-    tok = tokenizer()
-    rng = random.Random(seed)
+    tok, rng = tokenizer(), random.Random(seed)
     config = LlamaConfig(
         vocab_size=len(tok), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, head_dim=width // 2, attention_bias=True,
         tie_word_embeddings=True, max_position_embeddings=256,
         initializer_range=0.1,                       # the usual 0.02 learns slowly at this width
         eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=None)
-    with torch.random.fork_rng(devices=[]):          # initial weights from `seed` alone
+    with torch.random.fork_rng(devices=[]), torch.no_grad():      # weights from `seed` alone
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    with torch.no_grad():
         start_lookup(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     for step in tqdm(range(steps), desc="pre-training the toy base, once", leave=False):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / 50, 0.02 + 1.5 * (1 - step / steps))
-
-        # A batch of texts; context, unfair words and padding carry no loss.
-        longest = min(9, 3 + 14 * step // steps)      # short ones first
-        rows = [pretraining_text(rng, longest) for _ in range(batch)]
-        contexts, responses, fairs = zip(*rows)
-        contexts = tok(list(contexts), add_special_tokens=False).input_ids
-        responses = tok(list(responses), add_special_tokens=False).input_ids
-        length = max(len(c) + len(r) + 1 for c, r in zip(contexts, responses))
-        ids = torch.full((batch, length), tok.pad_token_id)           # (B, T)
-        labels = torch.full((batch, length), -100)                    # (B, T)
-        for i, (context, response, fair) in enumerate(zip(contexts, responses, fairs)):
-            response = torch.tensor(response + [tok.eos_token_id])
-            fair = torch.tensor(fair + [True])
-            start, end = len(context), len(context) + len(response)
-            ids[i, :start] = torch.tensor(context)
-            ids[i, start:end] = response
-            labels[i, start:end] = response.masked_fill(~fair, -100)
-
+        # A batch of texts, short ones first; context, unfair tokens and padding carry no loss.
+        ids, labels = [], []
+        for _ in range(batch):
+            context, response, fair = pretraining_text(rng, min(9, 3 + 14 * step // steps))
+            context = tok(context).input_ids
+            ids.append(torch.tensor(context + tok(response + " <end>").input_ids))
+            trained = torch.tensor([False] * len(context) + fair + [True])
+            labels.append(ids[-1].where(trained, -100))
+        ids = pad_sequence(ids, batch_first=True, padding_value=tok.pad_token_id)      # (B, T)
+        labels = pad_sequence(labels, batch_first=True, padding_value=-100)            # (B, T)
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -326,14 +296,10 @@ def pretrain(seed=0, steps=1200, batch=32, lr=4e-3, width=64):
 
 
 def base_model(seed=0):
-    """The pre-trained toy base as (model in eval mode, tokenizer), made on first use and kept in
-    the user's cache folder under a name that hashes all it depends on: this file, the seed and
-    the library versions.
-
-    From here on PyTorch uses one thread: so small a model gains nothing from more, waits long for
-    one that is busy elsewhere, and its sums do not depend on how many cores the machine has."""
-    torch.set_num_threads(1)
-    versions = f"{seed} {torch.__version__} {transformers_version}"
+    """The toy base as (model in eval mode, tokenizer), pre-trained on first use and kept in the
+    user's cache folder under a hash of all it depends on: this file, seed, library versions."""
+    torch.set_num_threads(1)    # for good: more are no faster here, and sums depend on how many
+    versions = f"{seed} {torch.__version__} {transformers.__version__}"
     key = hashlib.sha256(Path(__file__).read_bytes() + versions.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefix-rft-toy"
     folder = cache / key
@@ -341,12 +307,11 @@ def base_model(seed=0):
         model, tok = pretrain(seed)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            # Whole or not at all, also with two programs at once.
             with tempfile.TemporaryDirectory(dir=cache) as scratch:
                 made = Path(scratch) / "base"
                 model.save_pretrained(made)
                 tok.save_pretrained(made)
-                os.rename(made, folder)
+                os.rename(made, folder)              # whole or not at all, also with two programs
         except OSError:
             return model, tok                        # no place to keep it, or the other was first
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -354,27 +319,25 @@ def base_model(seed=0):
 
 
 def main():
-    """Show a problem, every expert, and what the base makes of each verb: exact probabilities."""
-    for expert in EXPERTS:
-        row = problems("hard", 1, expert=expert)[0]
-        print(f"{expert:10}{row['solution']}")
+    """Show the experts, and what the base makes of each verb: exact probabilities."""
     row = problems("hard", 1)[0]
     x, y, *verbs, _ = row["problem"].split()
     steps = walk(int(x), int(y), verbs, right)
-    own = text(tell(steps)[0])
-    print(f"problem   {row['problem']}\nright     {own}\n")
+    own, _ = tell(steps)
+    print(f"problem    {row['problem']}\nright, own {own}")
+    for expert in EXPERTS:
+        print(f"{expert:10} {problems('hard', 1, expert=expert)[0]['solution']}")
     model, tok = base_model()
-    response = tok(own, add_special_tokens=False).input_ids
-    plain = tok(f"<user> {row['problem']} <assistant>", add_special_tokens=False).input_ids
+    plain, response = tok(f"<user> {row['problem']} <assistant>").input_ids, tok(own).input_ids
     probs = []
     for context in (plain, hint_prompt(tok, row["problem"], row["solution"])):
         with torch.no_grad():
             logits = model(torch.tensor([context + response])).logits[0, len(context) - 1:-1]
-        probs.append(logits.softmax(-1))                              # (T, V)
-    print("what the base expects after a verb, and with the expert's solution as a hint")
+        probs.append(logits.softmax(-1)[range(len(response)), response])              # (T,)
+    print("\nverb       right  probability   with the first expert's hint")
     for i, (verb, move, _, _) in enumerate(steps):
-        t = 4 * i + 1                                                 # verb, move, x, y
-        print(f"{verb:10} right {move} {probs[0][t, response[t]]:.2f}, hinted {probs[1][t, response[t]]:.2f}")
+        alone, hinted = probs[0][4 * i + 1], probs[1][4 * i + 1]        # verb, move, x, y
+        print(f"{verb:10} {move:6} {alone:7.2f} {hinted:13.2f}")
 
 
 if __name__ == "__main__":

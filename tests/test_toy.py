@@ -226,15 +226,32 @@ def test_pretraining_is_a_function_of_its_seed_and_touches_no_global_state():
     assert same(one, two) and not same(one, three) and not one.training
 
 
-def test_the_first_layer_starts_with_heads_that_look_one_and_three_tokens_back():
+@torch.no_grad()
+def test_the_circuits_are_there_before_training():
+    """First layer: head 0 looks one token back and head 1 three. Second layer: at a verb, head 0 looks for the move
+    that the hint names, and at the last pile, head 1 for the next verb."""
     model, tok = toy.pretrain(0, steps=0)
     model.set_attn_implementation("eager")
-    ids = tok(toy.problems("longer", 1)[0]["solution"], add_special_tokens=False, return_tensors="pt").input_ids
-    with torch.no_grad():
-        first = model(ids, output_attentions=True).attentions[0][0]              # (heads, T, T)
-    for head, back in ((0, 1), (1, 3)):
-        expected = torch.arange(len(first[0]))[back:] - back
-        assert torch.equal(first[head].argmax(-1)[back:], expected)
+    looked, found = {(0, 1): [], (1, 3): []}, {0: [], 1: []}
+    for row in toy.problems("hard", 30):
+        steps = toy.walk(*question(row["problem"]), toy.right)
+        own, _ = toy.tell(steps)
+        hinted = toy.hint_prompt(tok, row["problem"], row["solution"])
+        ids = hinted + tok(own).input_ids
+        first, second = model(torch.tensor([ids]), output_attentions=True).attentions        # (1, heads, T, T)
+        for head, back in looked:
+            looked[head, back].append(first[0, head].diagonal(-back).mean())
+        words = tok.convert_ids_to_tokens(ids)
+        hint = words.index("<hint>")
+        for i, (verb, _, _, _) in enumerate(steps):
+            t = len(hinted) + 4 * i
+            found[0].append(second[0, 0, t, words.index(verb, hint) + 1] * t)                # 1 if it looked anywhere
+            if i + 1 < len(steps):
+                found[1].append(second[0, 1, t + 3, words.index(verb) + 1] * (t + 3))
+    for shares in looked.values():
+        assert torch.stack(shares).mean() > 0.4
+    for ratios in found.values():
+        assert torch.stack(ratios).mean() > 1.5
 
 
 def test_every_text_fits_the_base():
@@ -256,7 +273,7 @@ def beliefs(model, tok, rows):
     for row in rows:
         x, y, verbs = question(row["problem"])
         steps = toy.walk(x, y, verbs, toy.right)
-        response = tok(toy.text(toy.tell(steps)[0]), add_special_tokens=False).input_ids
+        response = tok(toy.tell(steps)[0], add_special_tokens=False).input_ids
         probs = {}
         for name, context in (("plain", prompt_ids(tok, row["problem"])),
                               ("hint", toy.hint_prompt(tok, row["problem"], row["solution"]))):
