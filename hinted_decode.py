@@ -307,7 +307,7 @@ def rewrite_all(model, tokenizer, write, problems, flags, out, rows):
 
 
 def compare_kinds(model, tokenizer, write, problems, flags):
-    """All kinds of text for the same problems: prints the first of each, and a table."""
+    """All kinds of text for the same problems: prints one of each, and a table."""
     demos = []
     for problem in problems:
         demos.append(Sample(demo_ids(tokenizer, problem["solution"]), finished=True))
@@ -316,10 +316,14 @@ def compare_kinds(model, tokenizer, write, problems, flags):
         kinds[f"hinted, beta {beta:g}"] = retell(model, tokenizer, write, problems, flags, beta)
     kinds["own, T = 1"] = answer(model, tokenizer, write, problems, 1.0)
 
-    print(printable(f"{problems[0]['problem']}    answer: {problems[0]['answer']}"))
+    # The problem whose texts differ most.
+    def different(i):
+        return len({rows[i]["solution"] for rows in kinds.values()})
+    shown = max(range(len(problems)), key=different)
+    print(printable(f"{problems[shown]['problem']}    answer: {problems[shown]['answer']}"))
     for kind, rows in kinds.items():
-        print(f"\n{kind}, mean phi {rows[0]['mean_phi']:+.2f}")
-        print("    " + printable(rows[0]["solution"]))
+        print(f"\n{kind}, mean phi {rows[shown]['mean_phi']:+.2f}")
+        print("    " + printable(rows[shown]["solution"]))
     print(f"\n{len(problems)} problems".ljust(21) + "phi   phi>-1  phi>-3  phi>-5   right  tokens")
     for kind, rows in kinds.items():
         lengths = [row["tokens"] for row in rows]
