@@ -347,7 +347,7 @@ class Flags:
     top_p: float = flag(0.95, "of the retelling [code]", 1e-6, 1)
     own_temperature: float = flag(0.0, "of the own answers [code]; 1 is on-policy", 0, 100)
     analysis: bool = flag(True, "let the model analyse the reference first [code]")
-    max_new_tokens: int = flag(8192, "longest text, longest analysis [code]", 1, 10**6)
+    max_new_tokens: int = flag(8192, "longest text, longest analysis [ours]", 1, 10**6)
     rows: int = flag(64, "texts written side by side: more is faster", 1, 10**5)
     betas: list[float] = flag([], "compare these, demonstrations and own text first", 0, 1e9)
     seed: int = flag(0, "of everything: toy, sampling", 0, 2**31)
