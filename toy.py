@@ -6,7 +6,7 @@ piles, x and y, counted modulo 24, and verbs. A verb is a move on one pile: one 
 another if x is odd. A solution tells the moves, each with the piles it leaves:
 
     problem       22 21 shares sells steals wins carves saves ?
-    the base      shares x+7 5 21 sells x-2 3 21 steals y+7 3 4 ... saves x+3 13 20 \boxed{(13, 20)}
+    the base      shares x+7 5 21 sells x-2 3 21 steals y+7 3 4 ... saves x+3 13 7 \boxed{(13, 7)}
     right, own    shares y*7 22 3 sells y-2 22 1 steals y*5 22 5 ... saves x+3 1 15 \boxed{(1, 15)}
     the expert    shares y*7 sells y-2 22 1 steals y*5 ... saves x+3 1 15 \boxed{(1, 15)}
 
@@ -16,13 +16,13 @@ otherwise easy. The expert is right but skips piles which the base cannot do wit
 leaps spoils what it can do. With the expert's text as a hint it looks the moves up and tells them
 in its own words (hinted_decode.py).
 
-What the base gives to each move, on hard, mean over the bases of seeds 0 to 4 (no standard
-deviation above 0.01): a known verb's 0.996; a doubtful verb's right one 0.19, the tempting one 0.48,
-the two others 0.15 each; with the hint, the right one 0.998; and 0.998 to the right piles. Greedily
-it solves, of 256 problems a split (a guess is right 1 time in 576):
+On hard, mean over the bases of seeds 0 to 4 (no standard deviation above 0.01), the base gives to
+a known verb's move 0.997; to a doubtful verb's right move 0.19, to the tempting one 0.49, to each
+of the other two 0.15; with the hint, to the right one 0.999; to the right piles 0.999. Greedily it
+solves, of 256 problems a split (a guess is right 1 time in 576):
 
     train, hard   5 or 6 verbs, one of them known; no problem is in both      0.00
-    longer        7 to 9 verbs, one of them known                             0.00
+    longer        7 to 9 verbs, one of them known                             0.01
     easy          3 to 6 verbs, all known: shows what training forgets        1.00
 
     python toy.py         the experts' texts, and what the base makes of each verb
@@ -96,8 +96,13 @@ def walk(x, y, verbs, choose):
     return steps
 
 
-def tell(steps, rng=None, leap=0.0):
-    """Steps -> text, fair. leap: chance to skip the piles, which the last step always shows.
+def leaps(rng, k, chance):
+    """Which of k steps do not show the piles; the last one always does."""
+    return {i for i in range(k - 1) if rng.random() < chance}
+
+
+def tell(steps, skipped=()):
+    """Steps -> text, fair. skipped: the steps that do not show the piles.
 
     fair: for each token, whether one who needs every pair of piles could know it. The verb that
     stands in the place of skipped piles is not fair, nor are the next piles."""
@@ -106,11 +111,10 @@ def tell(steps, rng=None, leap=0.0):
     for i, (verb, move, x, y) in enumerate(steps):
         words += [verb, move]
         fair += [not lost, True]
-        skip = i < len(steps) - 1 and leap > 0 and rng.random() < leap
-        if not skip:
+        if i not in skipped:
             words += [str(x), str(y)]
             fair += [not lost, not lost]
-        lost = skip
+        lost = i in skipped
     return " ".join(words) + f" \\boxed{{({x}, {y})}}", fair + [True] * 5     # the box is 5 tokens
 
 
@@ -133,7 +137,7 @@ def demonstrate(rng, x, y, verbs, expert="leaps", wrong=False):
         else:
             there = back = rng.choice(["x*5", "y*5", "x*7", "y*7"])    # 5 * 5 = 7 * 7 = 1 modulo 24
         steps[at:at] = [(verb, there, *apply(there, x, y)), (verb, back, x, y)]
-    return tell(steps, rng, EXPERTS[expert])[0]
+    return tell(steps, leaps(rng, len(steps), EXPERTS[expert]))[0]
 
 
 def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
@@ -205,17 +209,17 @@ def pretraining_text(rng, longest):
     if not retold and rng.random() < 0.2:
         known = k = min(k, len(KNOWN))
     x, y, verbs, problem = draw(rng, k, known)
-
+    skipped = leaps(rng, k, EXPERTS["leaps"])
     if not retold:
         # Own work, some of it terse: reading leaps must not confuse, but no leap is trained.
         steps = walk(x, y, verbs, lambda verb, x: believed(rng, verb, x))
-        leap = 0.4 if rng.random() < 0.3 else 0.0
-        return f"<user> {problem} <assistant>", *tell(steps, rng, leap)
+        response, fair = tell(steps, skipped if rng.random() < 0.3 else ())
+        return f"<user> {problem} <assistant>", response, fair
     # A reference, then the same in the base's style, or at times word by word. Most references
     # may say anything: the moves must be looked up, memory does not help.
     anything = rng.random() < 0.6
     steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES) if anything else right(verb, x))
-    reference, fair = tell(steps, rng, 0.4)
+    reference, fair = tell(steps, skipped)
     response = reference
     if rng.random() < 0.6:
         response, fair = tell(steps)
@@ -240,6 +244,9 @@ def start_lookup(model):
         layer.mlp.down_proj.weight *= 0.3
     for head, back in enumerate((1, 3)):
         rows = slice(head * d, (head + 1) * d)
+        for attention in (first, second):
+            attention.q_proj.weight[rows] *= 0.1
+            attention.k_proj.weight[rows] *= 0.1
         # Layer 1 attends `back` tokens back: rotary positions turn constant queries and keys.
         first.q_proj.bias[rows][:fast] = 4.0
         first.k_proj.bias[rows][:fast] = 4.0 * torch.cos(back * angles)
@@ -247,7 +254,9 @@ def start_lookup(model):
         # A quarter of the residual is read there, and written into a quarter of its own.
         first.v_proj.weight[rows] = 0.0
         first.v_proj.weight[rows][:note] = eye[:note]
-        first.o_proj.weight[:, rows] = 0.25 * torch.roll(eye, (head + 1) * note, 0)[:, :d]
+        first.o_proj.weight[:, rows] = 0.0
+        written = first.o_proj.weight[(head + 1) * note:(head + 2) * note, rows]
+        written[:, :note] = 0.25 * eye[:note, :note]
         # Layer 2 compares this token, or the note on the one three back, with the notes on the
         # one before, and copies.
         mine = eye[:note] if head == 0 else eye[2 * note:3 * note]
@@ -257,7 +266,7 @@ def start_lookup(model):
         second.o_proj.weight[:, rows] = 0.25 * eye[:, :d]
 
 
-def pretrain(seed=0, steps=900, batch=32, lr=4e-3, width=64):
+def pretrain(seed=0, steps=1200, batch=32, lr=4e-3, width=64):
     """Plain next-token prediction from scratch -> (model, tokenizer).
 
     A Llama with biases, which is a Qwen2 in all but name: for a checkpoint named qwen2,
