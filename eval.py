@@ -176,6 +176,19 @@ def write_file(path, text):
     os.replace(beside, path)
 
 
+def write_rows(path, rows):
+    """The same with one JSON object a line."""
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def repeat_flags(before, now):
+    """InputError if a run that is resumed does not have the flags it was started with: it would not
+    end where it would have ended undisturbed."""
+    for name, value in before.items():
+        if now.get(name) != value:
+            raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
+
+
 def read_log(path):
     """The rows of a JSONL file or []. Half a line at its end, left by a kill, is cut off."""
     if not Path(path).exists():
@@ -502,14 +515,18 @@ def summarise(responses, ks, seconds, seed=0):
     high), "pass@k": {k: share}, "length": mean tokens, "finished": share that ended by themselves,
     "seconds" of sampling, "tokens_per_s"}."""
     n = len(responses[0])
-    right = [int(sum(r["reward"] for r in row)) for row in responses]     # c of every problem
-    every = [r for row in responses for r in row]
-    tokens = sum(r["length"] for r in every)
-    return {"problems": len(responses), "n": n,
-            "avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed),
-            "pass@k": {k: float(np.mean([pass_at_k(n, c, k) for c in right])) for k in ks},
-            "length": tokens / len(every),
-            "finished": sum(r["finished"] for r in every) / len(every),
+    right, tokens, finished = [], 0, 0
+    for row in responses:
+        right.append(int(sum(r["reward"] for r in row)))                  # c of every problem
+        tokens += sum(r["length"] for r in row)
+        finished += sum(r["finished"] for r in row)
+    pass_k = {}
+    for k in ks:
+        pass_k[k] = float(np.mean([pass_at_k(n, c, k) for c in right]))
+    count = n * len(responses)
+    return {"problems": len(responses), "n": n, "avg@n": sum(right) / count,
+            "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
+            "length": tokens / count, "finished": finished / count,
             "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
@@ -577,8 +594,7 @@ def main(flags):
 
     if flags.resume:
         before = parse_json((out / "results.json").read_text(), out / "results.json")["flags"]
-        if before != settings:
-            raise InputError(f"--resume: the run in {out} had {before}, repeat its flags")
+        repeat_flags(before, settings)
 
     # one sampler for all benchmarks
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
@@ -595,7 +611,7 @@ def main(flags):
     for title, problems in benchmarks.items():
         file = out / f"{title}.jsonl"
         rows = finished_rows(file, problems, chunk)      # none, but for a run that goes on
-        write_file(file, "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(file, rows)
         # answer a chunk, score it, write it down
         for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
             part = problems[i:i + chunk]

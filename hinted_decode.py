@@ -38,8 +38,8 @@ from tqdm import tqdm
 import toy
 from ddt import cll, response_stats
 from eval import (INSTRUCTION, InputError, demo_ids, finished_rows, flag, load_model, load_problems,
-                  new_run, new_sampler, pick_device, printable, prompt_ids, run_script, stop_ids,
-                  write_file)
+                  new_run, new_sampler, pick_device, printable, prompt_ids, repeat_flags,
+                  run_script, stop_ids, write_file, write_rows)
 from reward import rewards
 from sampler import Sample
 
@@ -279,10 +279,14 @@ def rewrite(model, tokenizer, write, problems, flags):
     """One trajectory a problem: the model's own answer if it is right, since nothing is more
     on-policy, else the demonstration retold, right or not."""
     rows = answer(model, tokenizer, write, problems, flags.own_temperature)
-    wrong = [i for i, row in enumerate(rows) if row["dropped"] and problems[i]["solution"]]
+    wrong = []
+    for i, row in enumerate(rows):
+        if row["dropped"] and problems[i]["solution"]:
+            wrong.append(i)
     if wrong:
         todo = [problems[i] for i in wrong]
-        for i, row in zip(wrong, retell(model, tokenizer, write, todo, flags, flags.beta)):
+        retold = retell(model, tokenizer, write, todo, flags, flags.beta)
+        for i, row in zip(wrong, retold):
             rows[i] = row
     return rows
 
@@ -297,13 +301,15 @@ def rewrite_all(model, tokenizer, write, problems, flags, out, rows):
     for start in tqdm(range(len(rows), len(problems), 4 * flags.rows), leave=False):
         chunk = problems[start:start + 4 * flags.rows]
         rows += rewrite(model, tokenizer, write, chunk, flags)
-        write_file(out / "trajectories.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_file(out / "data.jsonl", "".join(json.dumps(row) + "\n" for row in kept(rows)))
+        write_rows(out / "trajectories.jsonl", rows)
+    write_rows(out / "data.jsonl", kept(rows))
 
     print(f"\n{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl")
-    counts = Counter((row["source"], row["dropped"] or "kept") for row in rows)
-    for (source, fate), count in counts.most_common():
-        print(f"{count:8} {source}: {fate}")
+    counts = Counter()
+    for row in rows:
+        counts[f"{row['source']}: {row['dropped'] or 'kept'}"] += 1
+    for fate, count in counts.most_common():
+        print(f"{count:8} {fate}")
 
 
 def compare_kinds(model, tokenizer, write, problems, flags):
@@ -329,7 +335,8 @@ def compare_kinds(model, tokenizer, write, problems, flags):
         lengths = [row["tokens"] for row in rows]
         line = f"{kind:17}"
         for name in ("mean_phi", "phi>-1", "phi>-3", "phi>-5"):
-            line += f"{np.average([row[name] for row in rows], weights=lengths):8.3f}"
+            of_texts = [row[name] for row in rows]
+            line += f"{np.average(of_texts, weights=lengths):8.3f}"
         print(line + f"{len(kept(rows)) / len(rows):8.3f}{np.mean(lengths):8.1f}")
 
 
@@ -370,9 +377,7 @@ def main(flags):
     for name in ("out", "resume", "device", "betas"):
         del settings[name]
     if flags.resume:
-        before = json.loads((out / "flags.json").read_text())
-        if before != settings:
-            raise InputError(f"--resume: the run in {out} had {before}, repeat its flags")
+        repeat_flags(json.loads((out / "flags.json").read_text()), settings)
 
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
     if flags.analysis and "<hint>" in tokenizer.get_vocab():
