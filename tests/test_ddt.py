@@ -469,6 +469,17 @@ def test_signal_to_noise_by_hand():
     assert ddt.signal_to_noise(own, foreign) == pytest.approx(1.0)          # (2 - 1) / 1, whatever foreign spreads
 
 
+def test_signal_to_noise_is_best_at_c_1():
+    """The paper's claim, in text of a model that is now sure and now not, against words from anywhere."""
+    logits = torch.randn(5000, 30, generator=seeded(1)) * torch.rand(5000, 1, generator=seeded(2)) * 5
+    own = torch.multinomial(logits.softmax(-1), 1, generator=seeded(3))[:, 0]
+    foreign = torch.randint(30, (5000,), generator=seeded(4))
+    (own_logp, entropy), (foreign_logp, _) = (ddt.logp_entropy(logits, text) for text in (own, foreign))
+    snr = {c: ddt.signal_to_noise(own_logp + c * entropy, foreign_logp + c * entropy)
+           for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2)}
+    assert max(snr, key=snr.get) == 1
+
+
 def test_text_statistics_by_hand():
     numbers = ddt.text_statistics(torch.tensor([-4.0, -1.0]), torch.tensor([0.5, 1.5]), torch.tensor([0.5, 1.5]))
     z = -3 / math.sqrt(2)
@@ -496,38 +507,22 @@ def test_the_chapter_on_a_checkpoint_and_a_file(tmp_path, capsys):
     assert "nan" not in shown and "\033" not in shown
     rows = [json.loads(line) for line in (tmp_path / "new/out/texts.jsonl").read_text().splitlines()]
     sources = Counter(row["source"] for row in rows)
-    assert sources == {"sampled at T = 0.5": 200, "sampled at T = 1": 200, "sampled at T = 1.5": 200,
-                       "demonstrations": 5}
+    assert sources == {"T = 0.5": 200, "T = 1": 200, "T = 1.5": 200, "demonstrations": 5}
     assert all(row["mean_phi"] * row["tokens"] == pytest.approx(row["total_phi"], abs=1e-4) for row in rows)
 
     # The theory on sampled text: z of own text is 0 within 4 standard errors, colder text is above, hotter below.
     z = {source: sum(row["z"] for row in rows if row["source"] == source) / count for source, count in sources.items()}
-    assert abs(z["sampled at T = 1"]) < 4 / math.sqrt(200)
-    assert z["sampled at T = 0.5"] > 0.5 and z["sampled at T = 1.5"] < -0.5
+    assert abs(z["T = 1"]) < 4 / math.sqrt(200)
+    assert z["T = 0.5"] > 0.5 and z["T = 1.5"] < -0.5
 
-    assert len(table(shown)) == 7
+    own = [row for row in rows if row["source"] == "T = 1"]
+    mean = sum(row["mean_phi"] for row in own) / 200
+    [line] = [line for line in shown.splitlines() if line.split()[:1] == ["mean_phi"] and len(line.split()) == 5]
+    assert float(line.split()[2]) == pytest.approx(mean, abs=1e-3)          # the table's column T = 1
+    assert [line.split()[2] for line in shown.splitlines() if line.strip().startswith("c = ")] == [
+        "0", "0.5", "0.75", "1", "1.25", "1.5", "2"]
     run_here(ddt, *argv)
     assert capsys.readouterr().out == shown                     # one seed, one output
-
-
-def table(shown):
-    """Part (c) of the output: a row of numbers for every c."""
-    part = shown[shown.index("(c)"):].split("(d)")[0]
-    return [[float(word) for word in line.split()] for line in part.splitlines() if line.startswith("    ")
-            and line.split()[0][0].isdigit()]
-
-
-def test_signal_to_noise_is_best_at_c_1(capsys):
-    """In text of a model that is now sure and now not, against words from anywhere."""
-    logits = torch.randn(5000, 30, generator=seeded(1)) * torch.rand(5000, 1, generator=seeded(2)) * 5
-    own = torch.multinomial(logits.softmax(-1), 1, generator=seeded(3))[:, 0]
-    foreign = torch.randint(30, (5000,), generator=seeded(4))
-    ddt.show_signal_to_noise(ddt.logp_entropy(logits, own), ddt.logp_entropy(logits, foreign))
-    rows = table(capsys.readouterr().out)
-    assert [row[0] for row in rows] == [0, 0.5, 0.75, 1, 1.25, 1.5, 2]
-    assert max(rows, key=lambda row: row[1])[0] == min(rows, key=lambda row: row[2])[0] == 1
-    logp, entropy = ddt.logp_entropy(logits, own)
-    assert rows[1][2] == pytest.approx((logp + 0.5 * entropy).std().item(), abs=1e-3)
 
 
 def test_a_hostile_text_does_not_reach_the_terminal(capsys):
@@ -542,10 +537,10 @@ def test_a_hostile_text_does_not_reach_the_terminal(capsys):
 
 
 @pytest.mark.parametrize("argv, sentence", [
-    (["--problems", "0"], "--problems"), (["--temperatures", "0"], "--temperatures"),
+    (["--problems", "0"], "--problems"), (["--max_new_tokens", "0"], "--max_new_tokens"),
     (["--data", "bare.jsonl"], "bare.jsonl line 1"), (["--out", "bare.jsonl/x"], "--out"),
     (["--out", "."], "already holds"), (["--model", "no/such/model"], "--model no/such/model"),
-    (["--html", "x"], "unknown flag --html")])
+    (["--html", "x"], "unrecognized arguments: --html")])
 def test_bad_input_is_one_sentence_and_nothing_written(tmp_path, monkeypatch, capsys, argv, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bare.jsonl").write_text('{"problem": "1 a +3 ?", "answer": "4"}\n')

@@ -42,13 +42,13 @@ def gradients(model):
 
 def step_gradients(model, rows, strength=1.0, weigh=token_weight, **settings):
     """The gradient of a supervised step and its metrics: plain descent at lr 1 moves the weights by
-    exactly that."""
+    exactly that, clipped to norm 1."""
     moved = copy.deepcopy(model)
     optimizer = torch.optim.SGD(moved.parameters(), lr=0.0)
-    flags = Flags(**{"clip": 1e9, **settings})
-    metrics = supervised_step(moved, optimizer, rows, 1.0, flags, strength, weigh)
+    metrics = supervised_step(moved, optimizer, rows, 1.0, Flags(**settings), strength, weigh)
     change = [(p - q).flatten() for p, q in zip(model.parameters(), moved.parameters())]
-    return torch.cat(change).detach(), metrics
+    norm = metrics["grad_norm"]
+    return torch.cat(change).detach() * max(1, norm + 1e-6), metrics
 
 
 def as_batch(rows):
@@ -205,11 +205,13 @@ def test_learning_rate():
 
 @pytest.mark.parametrize("count, batch", [(10, 5), (7, 3), (4, 9), (5, 5)])
 def test_draw_batch_shows_every_example_once_an_epoch(count, batch):
-    stream = [i for step in range(6 * count) for i in draw_batch(count, batch, step, 0)]
+    items = list(range(count))
+    stream = [i for step in range(6 * count) for i in draw_batch(items, batch, step, 0)]
     epochs = [stream[i:i + count] for i in range(0, len(stream), count)]
-    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert all(sorted(epoch) == items for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs[:9]}) > 5                      # in fresh order
-    assert draw_batch(50, 9, 0, 0) == draw_batch(50, 9, 0, 0) != draw_batch(50, 9, 0, 1)
+    many = list("abcdefghijklmnopqrstuvwxyz")
+    assert draw_batch(many, 9, 0, 0) == draw_batch(many, 9, 0, 0) != draw_batch(many, 9, 0, 1)
 
 
 # ---- one optimizer step -------------------------------------------------------------------------
@@ -295,9 +297,8 @@ def test_trained_are_the_response_from_its_first_token_to_eos_and_nothing_else()
     gamma = np.exp(-np.array(phi)).clip(0.1, 2)
     weight = np.exp(gamma * np.array(logp))
     expected = {"nll": -np.mean(logp), "loss": -np.mean(weight * logp), "phi": np.mean(phi),
-                "gamma": gamma.mean(), "gamma_q10": np.quantile(gamma, 0.1),
-                "gamma_q50": np.quantile(gamma, 0.5), "gamma_q90": np.quantile(gamma, 0.9),
-                "weight": weight.mean(), "grad_norm": gradient.norm().item()}
+                "gamma": gamma.mean(), "weight": weight.mean(),
+                "grad_norm": gradient.norm().item()}
     for key, value in expected.items():
         assert metrics[key] == pytest.approx(value, rel=1e-4), key
     assert metrics["loss"] < metrics["nll"] / 2
@@ -316,8 +317,12 @@ def test_experiments_bring_their_own_weights():
 
 
 def test_gradients_are_clipped_to_the_norm():
-    step, metrics = step_gradients(small_model(), small_rows(), loss="sft", clip=0.01)
-    assert step.norm().item() == pytest.approx(0.01, rel=1e-2) and metrics["grad_norm"] > 0.1
+    model = small_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    metrics = supervised_step(model, optimizer, small_rows(), 1.0, Flags(loss="sft"))
+    change = torch.cat([(p - q).flatten() for p, q in zip(before, model.parameters())])
+    assert change.norm().item() == pytest.approx(1.0, rel=1e-4) and metrics["grad_norm"] > 2
 
 
 def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
@@ -326,7 +331,10 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     supervised_step(model, optimizer, rows, 1e-2, flags)
     before = copy.deepcopy(model.state_dict())
     moments = copy.deepcopy(optimizer.state_dict()["state"])
-    state = {"bad": 0, "dropped": 0}
+    state = {"step": 0, "bad": 0}
+
+    def end_step(row):
+        idft.end_step(None, model, None, optimizer, state, row, flags)
 
     def unchanged():
         after = optimizer.state_dict()["state"]
@@ -337,9 +345,9 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     # The loss is fine, its gradient not.
     hook = next(model.parameters()).register_hook(lambda gradient: gradient * math.nan)
     row = supervised_step(model, optimizer, rows, 1e-2, flags)
-    idft.count_dropped(state, row)
+    end_step(row)
     assert unchanged() and math.isfinite(row["loss"]) and not math.isfinite(row["grad_norm"])
-    assert state == {"bad": 1, "dropped": 1} and row["dropped"] == 1
+    assert state == {"step": 1, "bad": 1}
     hook.remove()
 
     # The gradient is fine, the loss not.
@@ -349,14 +357,14 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
 
     monkeypatch.setattr(idft, "response_stats", infinite)
     row = supervised_step(model, optimizer, [([5], [5, 6, 1])], 1e-2, flags)
-    idft.count_dropped(state, row)
+    end_step(row)
     assert unchanged() and row["loss"] == math.inf and math.isfinite(row["grad_norm"])
-    assert state == {"bad": 2, "dropped": 2}
+    assert state == {"step": 2, "bad": 2}
     monkeypatch.undo()
 
     row = supervised_step(model, optimizer, rows, 1e-2, flags)                  # and on it goes
-    idft.count_dropped(state, row)
-    assert not unchanged() and state == {"bad": 0, "dropped": 2} and row["dropped"] == 2
+    end_step(row)
+    assert not unchanged() and state == {"step": 3, "bad": 0}
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -495,17 +503,16 @@ def test_ten_in_a_row_stop_the_run(tiny_checkpoint, data, tmp_path, monkeypatch,
                    "--batch", 2, "--out", tmp_path / "run")
     assert "10 updates in a row had a loss or gradient that is not finite" in line
     rows = logged(tmp_path / "run")
-    assert [row["dropped"] for row in rows[1:]] == list(range(1, 10)) and rows[-1]["loss"] is None
+    assert [row["step"] for row in rows] == list(range(10)) and rows[-1]["loss"] is None
 
 
 @pytest.mark.parametrize("argv, sentence", [
     (["--lr", "-1"], "--lr -1.0 is out of range"),
-    (["--clip", "0"], "--clip 0.0 is out of range"),
     (["--batch", "0"], "--batch 0 is out of range"),
     (["--lr", "nan"], "--lr nan is out of range"),
     (["--gamma_min", "3"], "--gamma_min 3.0 is above --gamma_max 2.0"),
     (["--loss", "grpo"], "invalid choice: 'grpo'"),
-    (["--los", "sft"], "unknown flag --los"),
+    (["--los", "sft"], "unrecognized arguments: --los"),
     (["--device", "tpu"], "--device tpu is unknown"),
     (["--data", "{tmp}/no.jsonl"], "no.jsonl: No such file"),
     (["--data", "{tmp}/bad.jsonl"], "bad.jsonl line 2: solution"),
@@ -545,7 +552,7 @@ def test_defaults_are_the_papers_for_a_model_and_small_for_the_toy(capsys):
     real = parse_flags(Flags, ["--data", "x.jsonl", "--gamma_max", "148"], idft.TOY)
     assert (real.loss, real.lr, real.epochs, real.batch) == ("idft", 6e-5, 3.0, 128)
     assert (real.beta, real.gamma_min, real.gamma_max) == (1.0, 0.1, 148.0)
-    assert (real.warmup, real.weight_decay, real.clip) == (0.1, 0.01, 1.0)
+    assert real.warmup == 0.1
     small = parse_flags(Flags, ["--batch", "7"], idft.TOY)
     assert (small.lr, small.batch, small.eval_data) == (idft.TOY["lr"], 7, "toy")
     with pytest.raises(SystemExit):                            # --help knows both
