@@ -107,8 +107,8 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
     # Padding on the right needs no mask, since no token looks ahead, and without one attention
     # takes its fastest kernel. Padding on the left needs the mask, and positions that skip it.
-    padded_right = mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all()
-    if not padded_right:
+    padded_left = (mask[:, :-1] < mask[:, 1:]).any()
+    if padded_left:
         inputs["attention_mask"] = mask.long()
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     output = backbone(**inputs)
@@ -124,8 +124,9 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
         return stats(logits.float() / temperature, targets)
 
     # At most CHUNK logits at once, and of a small batch at most a quarter.
-    size = CHUNK.get(ids.device.type, 2 ** 24) // model.config.get_text_config().vocab_size
-    size = max(1, min(size, math.ceil(len(targets) / 4)))
+    vocabulary = model.config.get_text_config().vocab_size
+    fit = CHUNK.get(ids.device.type, CHUNK["cpu"]) // vocabulary
+    size = max(1, min(fit, math.ceil(len(targets) / 4)))
     parts = []
     for chunk in zip(hidden.split(size), targets.split(size)):
         if torch.is_grad_enabled():
@@ -244,28 +245,32 @@ def all_stats(logits, targets):
 def text_statistics(logp, entropy, varentropy):
     """The numbers of one text: all arguments (tokens,) -> {name: float}."""
     phi = cll(logp, entropy)
-    z, p = sequence_test(phi[None], varentropy[None], torch.ones_like(phi)[None])
-    numbers = {"tokens": len(phi), "mean_logp": logp.mean(), "mean_entropy": entropy.mean(),
-               "total_phi": phi.sum(), "mean_phi": phi.mean()}
+    z, p = sequence_test(phi, varentropy, torch.ones_like(phi))
+    numbers = {"tokens": len(phi), "mean_logp": logp.mean(), "mean_entropy": entropy.mean()}
+    numbers["total_phi"] = phi.sum()
+    numbers["mean_phi"] = phi.mean()
     for limit in (-1, -3, -5):
         numbers[f"phi<{limit}"] = (phi < limit).float().mean()
-    numbers |= {"phi>0": (phi > 0).float().mean(), "z": z[0], "p": p[0]}
+    numbers["phi>0"] = (phi > 0).float().mean()
+    numbers["z"] = z
+    numbers["p"] = p
     return {name: float(value) for name, value in numbers.items()}
 
 
 def auroc(own, foreign):
     """(N,), (M,) -> the chance that an own text scores higher than a foreign one; 0.5 says nothing.
-
-    By ranks (Mann and Whitney): the pairs won are the rank sum less the ranks among themselves."""
-    _, place, count = torch.cat([own, foreign]).unique(return_inverse=True, return_counts=True)
-    rank = count.cumsum(0) - (count - 1) / 2                         # ties share their mean rank
-    won = rank[place[:len(own)]].double().sum() - len(own) * (len(own) + 1) / 2
-    return (won / (len(own) * len(foreign))).item()
+    A tie counts half."""
+    foreign = foreign.sort().values
+    below = torch.searchsorted(foreign, own)
+    below_or_equal = torch.searchsorted(foreign, own, right=True)
+    won = (below + below_or_equal) / 2                                     # (N,)
+    return won.double().mean().item() / len(foreign)
 
 
 def signal_to_noise(own, foreign):
     """Scores (N,), (M,) -> the distance of their means in standard deviations of own text."""
-    return ((own.mean() - foreign.mean()) / own.std()).item()
+    distance = own.mean() - foreign.mean()
+    return (distance / own.std()).item()
 
 
 def show_tokens(tokenizer, ids, phi):
@@ -295,6 +300,17 @@ class Flags:
     out: str = flag("", "a new directory for texts.jsonl, the numbers of every text")
 
 
+@torch.no_grad()
+def read_texts(model, prompts, responses):
+    """As many responses a prompt -> logp, entropy and varentropy of all their tokens, (3, N)."""
+    copies = len(responses) // len(prompts)
+    rows = []
+    for i, response in enumerate(responses):
+        rows.append((prompts[i // copies], response))
+    columns = response_stats(model, rows, stats=all_stats)
+    return torch.stack(columns).cpu()
+
+
 def main(flags):
     out = new_run(flags.out, resume=False) if flags.out else None
     problems = load_problems(flags.data, ("solution",), flags.seed)[:flags.problems]
@@ -310,24 +326,26 @@ def main(flags):
         texts[f"T = {temperature}"] = [sample.tokens for sample in samples]
     texts[FOREIGN] = []
     for problem in problems:
-        texts[FOREIGN].append(demo_ids(tokenizer, demonstrations(problem)[0])[:room])
+        demo = demo_ids(tokenizer, demonstrations(problem)[0])
+        texts[FOREIGN].append(demo[:room])
 
     # Every text is read once, at temperature 1.
     stats, numbers = {}, {}
     for kind, responses in texts.items():
-        copies = len(responses) // len(problems)
-        rows = [(prompts[i // copies], response) for i, response in enumerate(responses)]
-        with torch.no_grad():
-            stats[kind] = torch.stack(response_stats(model, rows, stats=all_stats)).cpu()  # (3, N)
-        one_text = stats[kind].split([len(response) for response in responses], dim=1)
-        numbers[kind] = [text_statistics(*columns) for columns in one_text]
+        stats[kind] = read_texts(model, prompts, responses)                # (3, N)
+        lengths = [len(response) for response in responses]
+        numbers[kind] = [text_statistics(*text) for text in stats[kind].split(lengths, dim=1)]
 
-    print("""(a) Means over texts. In the model's own text (T = 1) phi is zero on average, in colder text
-    positive, in hotter and in most foreign text negative; z is normal where texts are long.\n""")
+    print("""(a) Means over texts. In the model's own text (T = 1) phi is zero on average, in colder
+    text positive, in hotter and most foreign text negative; z is normal where texts are long.
+""")
     print(" " * 16 + "".join(f"{kind:>16}" for kind in numbers))
     for name in numbers[OWN][0]:
-        means = [sum(text[name] for text in rows) / len(rows) for rows in numbers.values()]
-        print(f"    {name:12}" + "".join(f"{mean:16.3f}" for mean in means))
+        line = f"    {name:12}"
+        for texts_of_kind in numbers.values():
+            mean = sum(text[name] for text in texts_of_kind) / len(texts_of_kind)
+            line += f"{mean:16.3f}"
+        print(line)
 
     print("\n(b) Own texts against demonstrations, told apart by one number a text: AUROC\n")
     for name in ("mean_logp", "mean_phi", "z"):
@@ -335,8 +353,10 @@ def main(flags):
         foreign = torch.tensor([text[name] for text in numbers[FOREIGN]])
         print(f"    {name:12}{auroc(own, foreign):16.3f}")
 
-    print("""\n(c) Why c = 1? The score log p + c H of single tokens: how far the means of own text and of
-    demonstrations lie apart in units of the spread of own text (SNR), that spread, AUROC.\n""")
+    print("""
+(c) Why c = 1? The score log p + c H of single tokens: how far the means of own text and of
+    demonstrations lie apart in units of the spread of own text (SNR), that spread, AUROC.
+""")
     for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2):
         own = stats[OWN][0] + c * stats[OWN][1]
         foreign = stats[FOREIGN][0] + c * stats[FOREIGN][1]

@@ -172,7 +172,9 @@ def checkpoint_activations(model):
     more time, a tenth of the memory. transformers does so only in layers that are in training mode.
     What is inside them stays in eval mode, because dropout would make the policy that learns other
     than the one that sampled."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None)       # its name since 5.23
+    enable = enable or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     for module in model.modules():
         module.training = getattr(module, "gradient_checkpointing", False)
 
@@ -254,21 +256,21 @@ def end_step(out, model, tokenizer, optimizer, state, row, flags):
             save_checkpoint(out, model, tokenizer, optimizer, state)
 
 
-def report_accuracy(out, model, tokenizer, benchmarks, flags, state, sampler=None):
-    """Greedy accuracy before or after training: logged, and after training printed. What a run
-    that is resumed had measured before it finds in `state`."""
+def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
+    """Greedy accuracy "before" or "after" training, logged; after it the table at the end of every
+    run. What a resumed run had measured before it finds in `state`."""
     out.mkdir(parents=True, exist_ok=True)
-    trained = state["step"] == flags.steps
-    if not trained and "before" in state:
+    if when == "before" and "before" in state:
         return
     accuracy = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
                                sampler)
-    log_row(out, {"step": state["step"], "after" if trained else "before": accuracy})
-    state.setdefault("before", accuracy)
-    if trained:
-        print("greedy accuracy   before   after")
-        for name in benchmarks:
-            print(f"{name:16}  {state['before'][name]:6.3f}  {accuracy[name]:6.3f}")
+    log_row(out, {"step": state["step"], when: accuracy})
+    if when == "before":
+        state["before"] = accuracy
+        return
+    print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
+    for name in benchmarks:
+        print(f"{name:16}  {state['before'][name]:6.3f}  {accuracy[name]:6.3f}")
 
 
 # ---- the supervised loop ------------------------------------------------------------------------
@@ -344,14 +346,14 @@ def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
     problems = load_problems(flags.data, ("solution",), flags.seed)
-    benchmarks = load_benchmarks(flags.eval_data.split())
+    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
     out, model, tokenizer, optimizer, state = start_run(flags)
     rows = demonstration_rows(model, tokenizer, problems, flags.max_tokens)
     if flags.steps == 0:
         flags.steps = max(1, math.ceil(flags.epochs * len(rows) / flags.batch))
-    report_accuracy(out, model, tokenizer, benchmarks, flags, state)
+    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
     train_supervised(model, tokenizer, rows, flags, optimizer, state, out)
-    report_accuracy(out, model, tokenizer, benchmarks, flags, state)
+    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,9 @@ you give by hand wins. rft is Dr.GRPO; frozen and static are rows of the paper's
 others follow their own papers.
 
 Differences from the release, beside --advantage: its entropy clipping looks at a micro-batch and at
-the current policy, ours at the mini-batch and the policy that sampled. Ours has no dual clip of 3,
-no entropy bonus of 0.001, no shortest prefix. LUFFY's code takes its baseline from the plain
-rollouts (--advantage code). UFT divides the loss of a hint by its length; here it is divided like
-every other.
+the current policy, ours at the mini-batch and the policy that sampled; no dual clip of 3, no
+entropy bonus of 0.001, no shortest prefix. LUFFY's code takes its baseline from the plain rollouts,
+here --advantage code. UFT's code averages over a hint's tokens; here they are divided like all.
 
 Left out: KL terms, critics, several GPUs (bridges/), ReLIFT and DR-PO (not three lines away).
 
@@ -260,7 +259,7 @@ def by_rollout(rollouts, values):
     return zip(rollouts, values.cpu().split(lengths))
 
 
-def read(model, rollouts, flags):
+def read_rollouts(model, rollouts, flags):
     """logp and entropy of every token of the responses, end to end, under the model as it is."""
     rows = [(r.prompt, r.response) for r in rollouts]
     return response_stats(model, rows, flags.temperature, micro_tokens=flags.micro_tokens)
@@ -271,7 +270,7 @@ def token_losses(model, rollouts, flags):
     holds back: (tokens,) each."""
     adv = flat(rollouts, "adv").to(model.device)
     prefix = flat(rollouts, "prefix").to(model.device)
-    logp, _ = read(model, rollouts, flags)
+    logp, _ = read_rollouts(model, rollouts, flags)
     old_logp = logp.detach()                     # one update a batch: the ratio is 1 without a look
     if flags.mini_batches > 1:
         old_logp = flat(rollouts, "old_logp").to(model.device)
@@ -279,6 +278,7 @@ def token_losses(model, rollouts, flags):
     held = loss > -torch.exp(logp - old_logp) * adv
     if flags.prefix_loss in ("sft", "luffy"):
         loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
+        held = held & ~prefix
     return loss, prefix, held
 
 
@@ -299,7 +299,7 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
     look = [r for r in rollouts if r.prefix_length > 0 or (flags.mini_batches > 1 and r.adv.any())]
     if look:
         with torch.no_grad():
-            logp, entropy = read(model, look, flags)
+            logp, entropy = read_rollouts(model, look, flags)
         for r, r_logp in by_rollout(look, logp):
             r.old_logp = r_logp
         for r, r_entropy in by_rollout(look, entropy):
@@ -342,35 +342,38 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
             metrics["clipped_tokens"] += held.sum().item()
 
         # 5. One optimizer step a mini-batch.
-        metrics["grad_norm"] = optimizer_step(model, optimizer, flags.lr, step_loss)
+        metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
         metrics["loss"] += step_loss
         metrics["updates"] += 1
         metrics["update_tokens"] += sum(len(r.response) for r in learn)
+    metrics["loss"] /= max(1, metrics["updates"])
+    metrics["grad_norm"] /= max(1, metrics["updates"])
     return metrics
 
 
 # ---- what is shown and logged -------------------------------------------------------------------
 
-def mean(values):
-    """The mean, or None (JSON's null) of nothing."""
-    values = list(values)
-    return sum(values) / len(values) if values else None
-
-
-def describe(rollouts, flags, step):
-    """What one batch of rollouts looked like, for metrics.jsonl."""
-    plain = [r for r in rollouts if r.demo_length == 0]
-    hybrid = [r for r in rollouts if r.demo_length > 0]
-    prefix_tokens = sum(r.prefix_length for r in rollouts)
-    return {"reward": mean(r.reward for r in plain),
-            "reward_hybrid": mean(r.reward for r in hybrid),
-            "low": window_at(step, flags)[0],
-            "prefix_share": mean(r.prefix_length / r.demo_length for r in hybrid),
-            "prefix_tokens": prefix_tokens,
-            "tokens": sum(len(r.response) for r in rollouts) - prefix_tokens,
-            "entropy": mean(r.entropy for r in rollouts),
-            "length": mean(len(r.response) for r in rollouts),
-            "overlong": mean(not r.finished for r in rollouts)}
+def describe(rollouts):
+    """What a batch of rollouts looked like, for metrics.jsonl: means, or None (null) of nothing."""
+    seen = {"reward": [], "reward_hybrid": [], "prefix_share": [], "entropy": [], "length": [],
+            "overlong": []}
+    tokens = prefix_tokens = 0
+    for r in rollouts:
+        if r.demo_length > 0:
+            seen["reward_hybrid"].append(r.reward)
+            seen["prefix_share"].append(r.prefix_length / r.demo_length)
+        else:
+            seen["reward"].append(r.reward)
+        if r.prefix_length < len(r.response):
+            seen["entropy"].append(r.entropy)
+        seen["length"].append(len(r.response))
+        seen["overlong"].append(not r.finished)
+        prefix_tokens += r.prefix_length
+        tokens += len(r.response) - r.prefix_length
+    row = {"tokens": tokens, "prefix_tokens": prefix_tokens}
+    for name, values in seen.items():
+        row[name] = sum(values) / len(values) if values else None
+    return row
 
 
 def show_rollout(tokenizer, rollouts, when):
@@ -382,9 +385,10 @@ def show_rollout(tokenizer, rollouts, when):
     words = []
     for i, token in enumerate(r.response):
         word = tokenizer.decode([token])
+        if i == r.prefix_length:
+            words.append("|")
         kept = r.prefix[i] and r.adv[i] != 0
         words.append(f"[{word}]" if kept else word)
-    words.insert(r.prefix_length, "|")
     text = printable(" ".join(words))
     tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote; "
                f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}\n    {text}")
@@ -422,7 +426,7 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         sampler.sync(model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
         rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, stop)
-        row = describe(rollouts, flags, step)
+        row = {"low": window_at(step, flags)[0], **describe(rollouts)}
         sampled = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
         measure = flags.prefix_grad_every > 0 and step % flags.prefix_grad_every == 0
@@ -500,7 +504,7 @@ def check(flags, problems):
 def main(flags):
     problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
-    benchmarks = load_benchmarks(flags.eval_data.split())
+    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
     out, model, tokenizer, optimizer, state = start_run(flags)
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
 
@@ -513,9 +517,9 @@ def main(flags):
         raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
                          f"model reads {room}")
 
-    report_accuracy(out, model, tokenizer, benchmarks, flags, state, sampler)
+    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks)
-    report_accuracy(out, model, tokenizer, benchmarks, flags, state, sampler)
+    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
 
 
 if __name__ == "__main__":
