@@ -14,7 +14,7 @@ from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import sampler as sampler_module
-from sampler import Sampler, Slab, draw, fingerprint, invert, truncate, uniforms
+from sampler import Sample, Sampler, Slots, draw, invert, truncate, uniforms
 
 V = 64
 SHAPE = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -195,8 +195,8 @@ def test_frequencies_follow_the_distribution(model, temperature, top_k, top_p):
 
 
 def test_uniform_numbers_are_uniform_and_unrelated():
-    key = fingerprint(np.array([5]))
-    u = torch.stack([uniforms(0, [key], number, 250) for number in range(400)])             # (samples, steps)
+    samples = [Sample(texts=((5,),), number=number, budget=250) for number in range(400)]
+    u = torch.stack([uniforms(0, sample) for sample in samples])                            # (samples, steps)
     assert 0 <= u.min() and u.max() < 1 and u.dtype == torch.float32
     counts = torch.histc(u, 100, 0, 1)
     assert chi_square(counts, torch.full((100,), 0.01)) < 99 + 4 * (2 * 99) ** 0.5
@@ -211,7 +211,7 @@ def test_two_levels_of_cumulative_sums_are_one(V):
     p[:, V // 3:V // 2] = 0
     u = torch.rand(200, generator=g, dtype=torch.float64)
     cdf = p.cumsum(-1)
-    want = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
+    want = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)
     assert torch.equal(invert(p, u), want)
 
 
@@ -246,12 +246,16 @@ def test_candidates_draw_what_the_full_sort_draws(top_p):
 def test_a_block_whose_nucleus_was_wider_than_the_candidates_is_drawn_again(monkeypatch):
     """With 2 candidates nearly every block is drawn twice, with 64 none: the samples must be the same."""
     run = lambda: Sampler(build(), rows=4, length=64)(ragged(), n=3, max_new_tokens=20, stop=range(4), top_p=0.95)
-    want, calls = run(), []
+    want, counts, advance = run(), [], Slots.advance
+
+    def counting(self, *args):
+        counts.append(self.candidates)
+        return advance(self, *args)
+
     monkeypatch.setattr(sampler_module, "CANDIDATES", 2)
-    one = Sampler.one
-    monkeypatch.setattr(Sampler, "one", lambda self, *args: calls.append(self.candidates) or one(self, *args))
+    monkeypatch.setattr(Slots, "advance", counting)
     assert tokens(run()) == tokens(want)
-    assert calls.count(2) == 4 and set(calls[4:]) == {V}            # once, then the whole call by the full sort
+    assert counts[0] == 2 and set(counts[1:]) == {V}                # one block twice, then the call by the full sort
 
 
 def test_draw_gives_a_token_even_of_a_broken_model():
@@ -272,9 +276,9 @@ def test_draw_stays_in_the_support_at_both_ends(top_p):
 
 # ---- the slab --------------------------------------------------------------------------------------------------------
 
-def poison(slab, first):
+def poison(slots, first):
     """Fill all columns from first[row] on with 50."""
-    for pair in slab.layers.values():
+    for pair in slots.layers.values():
         for x in pair:
             for row, column in enumerate(first):
                 x[row, column:] = 50.0
@@ -284,13 +288,13 @@ def test_poisoned_columns_change_nothing(model, monkeypatch):
     """What lies beyond a row's own tokens, and in rows that nobody uses, is never looked at."""
     sampler = Sampler(model, rows=4, length=64)
     want = sampler(ragged(), n=2, max_new_tokens=16, stop=range(4), seed=2)
-    one = Sampler.one
+    forward = Slots.forward
 
-    def poisoned(self, B, *args):
-        poison(self.slab, self.pos.flatten().tolist()[:B])
-        return one(self, B, *args)
+    def poisoned(self, B, reach):
+        poison(self, self.pos.flatten().tolist())
+        return forward(self, B, reach)
 
-    monkeypatch.setattr(Sampler, "one", poisoned)
+    monkeypatch.setattr(Slots, "forward", poisoned)
     assert tokens(sampler(ragged(), n=2, max_new_tokens=16, stop=range(4), seed=2)) == tokens(want)
 
 
@@ -421,7 +425,7 @@ def test_a_layer_with_an_unknown_option_is_refused_where_it_calls(config, monkey
 
 
 def test_wrong_logits_are_refused(model, monkeypatch):
-    monkeypatch.setattr(Slab, "attend_masked", lambda self, q, keys, values, scale: q.transpose(1, 2) * 0)
+    monkeypatch.setattr(Slots, "attend_masked", lambda self, q, *_: q * 0)
     with pytest.raises(ValueError, match="Qwen2.*its logits through the slab are off by"):
         Sampler(model, rows=2, length=32)
 
@@ -476,8 +480,7 @@ def test_two_streams_equal_an_uncached_loop(name):
     got = Sampler(model, rows=3, length=64, streams=2)(pairs, n=2, max_new_tokens=budget, stop=stop, seed=6,
                                                       temperature=0.8, top_p=0.95, combine=blend)
     for r, sample in enumerate(got):
-        keys = [fingerprint(np.array(text)) for text in pairs[r // 2]]
-        u = uniforms(6, keys, r % 2, budget)
+        u = uniforms(6, sample)
         texts, state, want = [list(t) for t in pairs[r // 2]], torch.zeros(1, dtype=torch.long), []
         for t in range(budget):
             with torch.no_grad():
@@ -570,11 +573,13 @@ def test_flash_layout_equals_plain_attention(kv_heads, flash):
     g = torch.Generator().manual_seed(0)
     k, v = (torch.randn(6, kv_heads, 30, 8, generator=g) for _ in range(2))
     q = torch.randn(6, 4, 30, 8, generator=g)
-    slab = Slab(6, 40)
-    slab.prompts(torch.arange(6)).attend(0, q, k, v, 0.3)
+    slots = Slots(build(), 6, 1, 40, 40)
+    slots.target = torch.arange(6)
+    slots.attend(0, q, k, v, 0.3)
     new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g) for heads in (4, kv_heads, kv_heads))
     pos = torch.tensor([0, 29, 12])
-    got = slab.tokens(pos, 40).attend(0, new_q, new_k, new_v, 0.3)          # (3, 1, 4, 8)
+    slots.target, slots.shared, slots.pos[:3, 0] = None, None, pos
+    got = slots.attend(0, new_q, new_k, new_v, 0.3)                         # (3, 1, 4, 8)
     for i, p in enumerate(pos.tolist()):
         keys, values = (torch.cat([x[i, :, :p], new[i]], 1) for x, new in ((k, new_k), (v, new_v)))
         keys, values = (x.repeat_interleave(4 // kv_heads, 0) for x in (keys, values))
@@ -585,12 +590,11 @@ def test_flash_layout_equals_plain_attention(kv_heads, flash):
 class ActedGraph:
     """A graph that records the `forward` made while it is captured, and replays it into the same memory."""
     now = None
-
-    def pool(self):
-        return 0
+    captured = []
 
     def __enter__(self):
         ActedGraph.now = self
+        ActedGraph.captured.append(self)
 
     def __exit__(self, *_):
         ActedGraph.now = None
@@ -599,35 +603,29 @@ class ActedGraph:
         self.logits.copy_(self.call())
 
 
-class ActedStream:
-    current = None
-    wait_stream = __enter__ = __exit__ = lambda *_: None
-
-
 @pytest.fixture
-def acted(monkeypatch):
-    forward = Sampler.forward
+def acted(monkeypatch, flash):
+    """Graphs and streams that are none, on a CPU that takes itself for a GPU."""
+    forward, streams = Slots.forward, ["the stream of the caller"]
 
     def recording(self, B, reach):
         logits = forward(self, B, reach).clone()
         if ActedGraph.now:
-            ActedGraph.now.call, ActedGraph.now.logits = lambda: forward(self, B, reach), logits
+            ActedGraph.now.size, ActedGraph.now.logits = B, logits
+            ActedGraph.now.call = lambda: forward(self, B, reach)
         return logits
 
-    ActedStream.current = ActedStream()
-    monkeypatch.setattr(Sampler, "forward", recording)
+    monkeypatch.setattr(ActedGraph, "captured", [])
+    monkeypatch.setattr(Slots, "forward", recording)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", ActedGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: graph)
-    monkeypatch.setattr(torch.cuda, "Stream", ActedStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: ActedStream.current)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(ActedStream, "current", stream))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
 
 
 @pytest.mark.parametrize("every", [4, 32])
-@pytest.mark.parametrize("kernel", ["masked", "flash"])
 @pytest.mark.parametrize("name, streams", [("qwen3", 1), ("gemma3", 2)])
-def test_graphs_and_flash_acted_out(name, streams, kernel, every, acted, request):
+def test_graphs_and_flash_acted_out(name, streams, every, request):
     """Fixed memory, padded batches and the flat slab are logic of ours: they must not change a token."""
     config = copy.deepcopy(ARCHITECTURES[name])
     config.head_dim = 16
@@ -635,59 +633,48 @@ def test_graphs_and_flash_acted_out(name, streams, kernel, every, acted, request
     more = {} if streams == 1 else {"combine": blend}
     if streams == 2:
         prompts = list(zip(prompts, ragged((4,) * 7, seed=2)))
-    run = lambda s, seed=4: s(prompts, n=3, max_new_tokens=18, stop=range(4), seed=seed, **more)
-    want, other = (run(Sampler(model, rows=12, length=35, streams=streams), seed) for seed in (4, 5))
-    if kernel == "flash":
-        request.getfixturevalue("flash")
-    graphs = Sampler(model, rows=12, length=35, streams=streams)            # just what the longest sample needs
-    graphs.graphs, graphs.every = {}, every
-    for _ in range(2):
-        got = run(graphs)
-        assert tokens(got) == tokens(want)
-        assert [sample.logp for sample in got] == [pytest.approx(sample.logp, abs=1e-5) for sample in want]
-    assert {size for size, _ in graphs.graphs} == ({8, 12} if every == 4 else {12})
-    assert graphs.slab.flash == (kernel == "flash")
-    assert all(x.shape[1] == 35 for pair in graphs.slab.layers.values() for x in pair)      # it has not moved
-    captured = dict(graphs.graphs)
-    for pair in graphs.slab.layers.values():            # what an earlier call left behind
-        for x in pair:
-            x.fill_(torch.nan)
-    assert tokens(run(graphs, 5)) == tokens(other) and graphs.graphs == captured
-    for p in model.parameters():
-        p.data = p.data.clone()                 # the weights moved: what was captured reads the old ones
-    assert tokens(run(graphs)) == tokens(want)
-    assert all(graphs.graphs[key] is not captured[key] for key in graphs.graphs)
+
+    def run(seed):
+        sampler = Sampler(model, rows=12, length=64, streams=streams)
+        sampler.every = every
+        return sampler(prompts, n=3, max_new_tokens=18, stop=range(4), seed=seed, **more)
+
+    want = run(4), run(5)
+    request.getfixturevalue("acted")
+    for seed, samples in zip((4, 5), want):
+        got = run(seed)
+        assert tokens(got) == tokens(samples)
+        assert [sample.logp for sample in got] == [pytest.approx(sample.logp, abs=1e-5) for sample in samples]
+    assert {graph.size for graph in ActedGraph.captured} == ({8, 12} if every == 4 else {12})
 
 
-def test_free_slots_of_a_graph_read_one_column(model, acted, monkeypatch):
+def test_prompts_of_one_token_alone_need_no_prefill_even_with_flash(request):
+    model, prompts = build(Qwen3Config(**SHAPE, head_dim=16)), [[5], [9]]
+    run = lambda: tokens(Sampler(model, rows=2, length=20)(prompts, n=2, max_new_tokens=9, stop=()))
+    want = run()
+    request.getfixturevalue("acted")
+    assert run() == want
+
+
+def test_free_slots_of_a_graph_read_one_column(acted, monkeypatch):
     """12 rows, then fewer: what a padded batch steps along beside the busy slots stays at position 0."""
-    seen, forward = [], Sampler.forward
+    free, replay = [], Slots.replay
 
-    def watched(self, size, reach):
-        seen.append((self.busy, self.pos[self.busy:size].flatten().tolist()))
-        return forward(self, size, reach)
+    def watched(self, B, reach):
+        free.append(self.pos[B:].flatten().tolist())
+        return replay(self, B, reach)
 
-    one = Sampler.one
-
-    def noting(self, B, *args):
-        self.busy = B
-        return one(self, B, *args)
-
-    monkeypatch.setattr(Sampler, "one", noting)
-    monkeypatch.setattr(Sampler, "forward", watched)
-    monkeypatch.setattr(ActedGraph, "replay", lambda self: None)
-    sampler = Sampler(model, rows=16, length=64)
-    sampler.graphs = {}
-    sampler(ragged(), n=2, max_new_tokens=[3, 5, 9, 14, 17, 20, 24], stop=())
-    assert len({busy for busy, _ in seen}) > 1 and any(free for _, free in seen)
-    assert not any(any(free) for _, free in seen)
+    monkeypatch.setattr(Slots, "replay", watched)
+    model = build(Qwen3Config(**SHAPE, head_dim=16))
+    Sampler(model, rows=14, length=64)(ragged(), n=2, max_new_tokens=[3, 5, 9, 14, 17, 20, 24], stop=())
+    assert len({len(positions) for positions in free}) > 3 and not any(any(positions) for positions in free)
 
 
 def refusing_graph(*errors):
     """torch.cuda.graph that makes its own stream current, fails, and leaves it there: errors are raised in turn, the
     later ones while the earlier are handled, as leaving a broken capture does."""
     class Graph:
-        def __init__(self, graph, pool):
+        def __init__(self, graph):
             pass
 
         def __enter__(self):
@@ -702,27 +689,25 @@ def refusing_graph(*errors):
     return Graph
 
 
-def test_a_model_that_cannot_be_captured_is_stepped_eagerly_and_says_so(model, acted, monkeypatch):
+def test_a_model_that_cannot_be_captured_is_stepped_eagerly_and_says_so(acted, monkeypatch):
+    model = build(Qwen3Config(**SHAPE, head_dim=16))
+    run = lambda: tokens(Sampler(model, rows=3, length=40)(ragged(), max_new_tokens=18, stop=range(4)))
+    want = run()
     error = RuntimeError("operation not permitted when stream is capturing")
     monkeypatch.setattr(torch.cuda, "graph", refusing_graph(error))
-    want, got = Sampler(model, rows=3, length=40), Sampler(model, rows=3, length=40)
-    got.graphs, before = {}, ActedStream.current
-    with pytest.warns(UserWarning, match="no CUDA graph for Qwen2ForCausalLM.*not permitted"):
-        samples = got(ragged(), max_new_tokens=18, stop=range(4))
-    assert ActedStream.current is before and got.graphs is None
-    assert tokens(samples) == tokens(want(ragged(), max_new_tokens=18, stop=range(4)))
-    assert tokens(got(ragged(), max_new_tokens=18, stop=range(4))) == tokens(samples)       # and no second warning
+    with pytest.warns(UserWarning, match="no CUDA graph of Qwen3ForCausalLM.*not permitted") as warned:
+        assert run() == want
+    assert len(warned) == 1 and torch.cuda.current_stream() == "the stream of the caller"
 
 
 @pytest.mark.parametrize("errors", [[torch.OutOfMemoryError("full")],
                                     [torch.OutOfMemoryError("full"), RuntimeError("capture invalidated")]])
-def test_out_of_memory_in_a_capture_is_raised(model, acted, monkeypatch, errors):
+def test_out_of_memory_in_a_capture_is_raised(acted, monkeypatch, errors):
     monkeypatch.setattr(torch.cuda, "graph", refusing_graph(*errors))
-    sampler = Sampler(model, rows=3, length=40)
-    sampler.graphs, before = {}, ActedStream.current
+    sampler = Sampler(build(Qwen3Config(**SHAPE, head_dim=16)), rows=3, length=40)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         sampler(ragged(), max_new_tokens=18, stop=())
-    assert ActedStream.current is before and sampler.graphs == {}
+    assert torch.cuda.current_stream() == "the stream of the caller"
 
 
 def test_cudnn_attention_is_off():
