@@ -1,5 +1,5 @@
-"""What all tests share: the repository root on the path, small models that look like real ones, scripts run in process,
-and the toy's base model, which is pre-trained beside the other tests."""
+"""What all tests share: the root on the path, small models that look like real ones, scripts run in
+process, and the toy's base model, which is pre-trained beside the other tests."""
 
 import os
 import random
@@ -37,8 +37,9 @@ def pytest_collection_finish(session):
     wanted = any("toy_base" in item.fixturenames for item in session.items)
     if wanted and not session.config.option.collectonly:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pretraining = subprocess.Popen([sys.executable, "-c", "import toy; toy.base_model(0)"], cwd=ROOT,
-                                       env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pretraining = subprocess.Popen(
+            [sys.executable, "-c", "import toy; toy.base_model(0)"], cwd=ROOT, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def pytest_sessionfinish():
@@ -58,11 +59,13 @@ def toy_base():
 
 def small_model(kind="llama", seed=0, vocab_size=40, **config):
     """Random, two layers, with weights so wide that no two tokens look alike."""
-    Config, Model = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[kind]
+    Config, Model = {"qwen2": (Qwen2Config, Qwen2ForCausalLM),
+                     "llama": (LlamaConfig, LlamaForCausalLM)}[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Model(Config(vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                            num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, **config)).eval()
+        return Model(Config(
+            vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, **config)).eval()
 
 
 def word_problems(n, seed=0):
@@ -75,8 +78,9 @@ def word_problems(n, seed=0):
         a, b, c = rng.randint(2, 60), rng.randint(2, 60), rng.randint(2, 9)
         rows.append({"problem": f"{name} has {a} {thing} and buys {b} more. "
                                 f"How many {thing} are in {c} such collections?",
-                     "solution": f"{name} has {a} + {b} = {a + b} {thing}.\nIn {c} collections there are "
-                                 f"{c} * {a + b} = {c * (a + b)} {thing}.\nThe answer is \\boxed{{{c * (a + b)}}}.",
+                     "solution": f"{name} has {a} + {b} = {a + b} {thing}.\nIn {c} collections "
+                                 f"there are {c} * {a + b} = {c * (a + b)} {thing}.\n"
+                                 f"The answer is \\boxed{{{c * (a + b)}}}.",
                      "answer": str(c * (a + b))})
     return rows
 
@@ -90,10 +94,12 @@ def make_tokenizer(texts, vocab_size=1000):
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>",
+                                        pad_token="<|endoftext|>")
     tokenizer.chat_template = (
         "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
     return tokenizer
 
@@ -101,12 +107,14 @@ def make_tokenizer(texts, vocab_size=1000):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """Directory of a small random Qwen2 and its tokenizer, written by save_pretrained."""
-    tokenizer = make_tokenizer([row["problem"] + "\n" + row["solution"] for row in word_problems(300)])
+    texts = [row["problem"] + "\n" + row["solution"] for row in word_problems(300)]
+    tokenizer = make_tokenizer(texts)
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None))
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None))
     path = tmp_path_factory.mktemp("tiny") / "checkpoint"
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -115,7 +123,7 @@ def tiny_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_base():
-    """A toy base after a second of pre-training: it writes texts that end. Tests that train it train a copy."""
+    """A toy base after seconds of pre-training: it writes texts that end. Train only copies."""
     import toy
     return toy.pretrain(seed=0, steps=60, batch=16, lr=1e-2, width=32, heads=2, ffn=64)
 
@@ -126,7 +134,8 @@ def run_here(script, *argv):
     """`python script.py argv` in this process. script: the module."""
     import eval
     with mock.patch.object(sys, "argv", [script.__name__, *(str(a) for a in argv)]):
-        eval.run_script(script.main, script.Flags, getattr(script, "TOY", {}), getattr(script, "METHODS", {}))
+        eval.run_script(script.main, script.Flags, getattr(script, "TOY", {}),
+                        getattr(script, "METHODS", {}))
 
 
 def refusal(capsys, script, *argv):

@@ -1,4 +1,5 @@
-"""A script in a process of its own, killed at random moments and resumed: it must leave what an undisturbed run leaves."""
+"""A script in a process of its own, killed at random moments and resumed: it must leave what an
+undisturbed run leaves."""
 
 import importlib
 import json
@@ -15,7 +16,8 @@ import torch
 from conftest import ROOT, run_here
 from safetensors.torch import load_file
 
-processes = multiprocessing.get_context("forkserver")       # torch is imported once, every run is a fork of that
+# torch is imported once, every run is a fork of that
+processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["idft", "prefix_rft"])
 
 
@@ -50,7 +52,8 @@ def undisturbed(script, argv, out):
 
 
 def killed_and_resumed(script, argv, out, kills, seed=0):
-    """Kill the run `kills` times, each time some steps further, then let it end -> how often it was really killed."""
+    """Kill the run `kills` times, each time some steps further, then let it end -> how often it was
+    really killed."""
     rng = random.Random(seed)
     hits = 0
     for last in [False] * kills + [True]:
@@ -68,12 +71,15 @@ def killed_and_resumed(script, argv, out, kills, seed=0):
 
 
 def assert_equal_runs(one, other):
-    """Bit for bit the same weights and optimizer, and the same rows of metrics but for what the clock says."""
+    """Bit for bit the same weights and optimizer, and the same metrics but for the clock's."""
     ours, theirs = (load_file(out / "checkpoint" / "model.safetensors") for out in (one, other))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    ours, theirs = (torch.load(out / "checkpoint" / "trainer.pt", weights_only=True) for out in (one, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (torch.load(out / "checkpoint" / "trainer.pt", weights_only=True)
+                    for out in (one, other))
     for i, state in ours["optimizer"]["state"].items():
-        assert all(torch.equal(value, theirs["optimizer"]["state"][i][key]) for key, value in state.items())
+        for key, value in state.items():
+            assert torch.equal(value, theirs["optimizer"]["state"][i][key])
     assert {**ours, "optimizer": 0} == {**theirs, "optimizer": 0}
     assert untimed(one) == untimed(other)
     assert not list(one.glob("checkpoint.*"))
@@ -81,4 +87,5 @@ def assert_equal_runs(one, other):
 
 def untimed(out):
     """The rows of metrics without seconds and speeds."""
-    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in logged(out)]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")}
+            for row in logged(out)]

@@ -110,7 +110,8 @@ def test_arithmetic_is_bf16_and_everything_kept_is_float32():
     optimizer = idft.new_optimizer(model)
     idft.supervised_step(model, optimizer, small_rows(), 1e-3, idft.Flags())
     assert set(kinds) == {torch.bfloat16}
-    moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    moments = [state[key] for state in optimizer.state.values()
+               for key in ("exp_avg", "exp_avg_sq")]
     assert {t.dtype for t in [*model.parameters(), *moments]} == {torch.float32}
 
 
@@ -212,7 +213,7 @@ def test_log_probs_of_the_sampler_are_the_trainers(small_base):
     twin_entropy = torch.tensor([x for sample in samples for x in sample.entropy], device=CUDA)
     for difference in (logp - twin_logp, entropy - twin_entropy):
         size = difference.abs()
-        print(f"mean {difference.mean():+.4f}, mean size {size.mean():.4f}, largest {size.max():.3f}")
+        print(f"mean {difference.mean():+.4f}, size {size.mean():.4f}, largest {size.max():.3f}")
         assert size.mean() < 0.02 and size.max() < 0.3 and difference.mean().abs() < 0.01
 
 

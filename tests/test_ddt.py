@@ -1,4 +1,4 @@
-"""ddt.py: statistics against double precision, limit cases, many architectures, and memory not used."""
+"""ddt.py: statistics against double precision, limits, many architectures, memory not used."""
 
 import copy
 import json
@@ -65,7 +65,7 @@ def test_limits():
 @pytest.mark.parametrize("scale", [1, 1e4])
 @pytest.mark.parametrize("banned", [0, 3])
 def test_gradients_equal_double_precision(scale, banned):
-    """Against float64 autograd of the plain definitions, the banned words (logit -inf) left out of it."""
+    """Against float64 autograd of the plain definitions, banned words (logit -inf) left out."""
     logits = torch.randn(6, 11, generator=seeded(1)) * scale
     logits[:, 11 - banned:] = -INF
     targets = torch.randint(11 - banned, (6,), generator=seeded(2))
@@ -98,7 +98,8 @@ def test_phi_has_mean_zero_and_variance_v_under_the_model_itself():
     """The theorem, exactly: sum over every possible token, no sampling."""
     logits = torch.randn(4, 20, generator=seeded(2)) * 2
     p = logits.softmax(-1)
-    phi = ddt.cll(*ddt.logp_entropy(logits[:, None].expand(4, 20, 20), torch.arange(20).expand(4, 20)))
+    every = torch.arange(20).expand(4, 20)
+    phi = ddt.cll(*ddt.logp_entropy(logits[:, None].expand(4, 20, 20), every))
     assert (p * phi).sum(-1).abs().max() < 1e-5
     assert torch.allclose((p * phi ** 2).sum(-1), ddt.varentropy(logits), rtol=1e-4)
 
@@ -110,7 +111,7 @@ def test_phi_of_foreign_text_is_the_difference_of_entropies_minus_the_divergence
     phi = ddt.cll(*ddt.logp_entropy(logits.expand(30, 30), torch.arange(30)))
     expected = -(p * log_p).sum() + (q * log_q).sum() - (q * (log_q - log_p)).sum()
     assert (q * phi).sum().item() == pytest.approx(expected.item(), abs=1e-5)
-    assert ((logits / 0.5).softmax(-1) * phi).sum() > 0.1       # colder: more typical than the model's own text
+    assert ((logits / 0.5).softmax(-1) * phi).sum() > 0.1       # colder: more typical than own text
 
 
 # ---- the sequence test --------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def test_sequence_test_is_calibrated_and_finds_foreign_text():
         p = drawn_from.softmax(-1).view(-1, 12)
         tokens = torch.multinomial(p, 1, generator=generator).view(2000, 60)
         phi = ddt.cll(*ddt.logp_entropy(logits, tokens))
-        return ddt.sequence_test(phi, ddt.varentropy(logits), torch.ones_like(phi, dtype=torch.bool))
+        return ddt.sequence_test(phi, ddt.varentropy(logits), torch.ones_like(phi))
 
     z, p = test(logits)
     assert abs(z.mean()) < 0.1 and 0.95 < z.std() < 1.05
@@ -138,36 +139,37 @@ def test_sequence_test_by_hand():
     variance = torch.tensor([[1.0, 3.0, math.nan], [0.0, 0.0, 9.0], [0.0, 1.0, 1.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0]]).bool()
     z, p = ddt.sequence_test(phi, variance, mask)
-    assert z.tolist() == [-1, 0, -INF]                          # masked NaN is not read; certain; impossible
+    assert z.tolist() == [-1, 0, -INF]      # masked NaN is not read; certain; impossible
     assert p.tolist() == pytest.approx([0.31731, 1, 0], abs=1e-4)
 
 
 # ---- token_stats: any model, any padding --------------------------------------------------------
 
-SMALL = dict(vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=1,
+PLAIN = dict(vocab_size=101, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+             num_attention_heads=4, max_position_embeddings=64, pad_token_id=0, eos_token_id=1,
              bos_token_id=2)
-PLAIN = {key: value for key, value in SMALL.items() if key not in ("head_dim", "num_key_value_heads")}
-OLD = dict(vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=1)
-MODELS = {                                                      # what makes each different stands beside it
+SMALL = dict(PLAIN, num_key_value_heads=2, head_dim=8)
+OLD = dict(vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2,
+           eos_token_id=1)
+MODELS = {                                                  # what makes each different
     "Qwen2": dict(SMALL, tie_word_embeddings=True),
     "Llama": dict(SMALL, tie_word_embeddings=False),
-    "Gemma2": dict(SMALL, final_logit_softcapping=3.0, query_pre_attn_scalar=8),        # 3 tanh(z / 3)
+    "Gemma2": dict(SMALL, final_logit_softcapping=3.0, query_pre_attn_scalar=8),    # 3 tanh(z / 3)
     "Gemma3Text": dict(SMALL, final_logit_softcapping=3.0, query_pre_attn_scalar=8),
-    "Granite": dict(SMALL, logits_scaling=4.0),                 # z / 4
-    "Cohere": dict(SMALL, logit_scale=0.3),                     # 0.3 z
-    "Phi": SMALL,                                               # a head with a bias
+    "Granite": dict(SMALL, logits_scaling=4.0),             # z / 4
+    "Cohere": dict(SMALL, logit_scale=0.3),                 # 0.3 z
+    "Phi": SMALL,                                           # a head with a bias
     "GPTNeoX": PLAIN,
-    "GPT2": OLD,                                                # learned positions: wrong position_ids would show
+    "GPT2": OLD,                                            # learned positions
     "GPTJ": dict(OLD, rotary_dim=4),
-    "OPT": dict(PLAIN, ffn_dim=48, word_embed_proj_dim=16),     # a projection between backbone and head
-    "Bert": dict(PLAIN, is_decoder=True),                       # a head of two layers
-    "Bloom": dict(vocab_size=101, hidden_size=32, n_layer=2, n_head=4),                 # no positions at all
+    "OPT": dict(PLAIN, ffn_dim=48, word_embed_proj_dim=16), # a projection before the head
+    "Bert": dict(PLAIN, is_decoder=True),                   # a head of two layers
+    "Bloom": dict(vocab_size=101, hidden_size=32, n_layer=2, n_head=4),     # no positions at all
     "Olmo": SMALL,
     "Starcoder2": SMALL,
     "Mixtral": dict(SMALL, num_local_experts=4, output_router_logits=True),
-    "Llama4Text": dict(SMALL, num_local_experts=2, intermediate_size_mlp=32),           # get_decoder does not find it
-    "Mamba": dict(vocab_size=101, hidden_size=32, num_hidden_layers=2, state_size=4),   # no attention
+    "Llama4Text": dict(SMALL, num_local_experts=2, intermediate_size_mlp=32),   # no get_decoder
+    "Mamba": dict(vocab_size=101, hidden_size=32, num_hidden_layers=2, state_size=4),
 }
 
 
@@ -207,7 +209,7 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize("padding", ["right", "left and right"])
 @pytest.mark.parametrize("name", MODELS)
 def test_token_stats_equal_the_plain_forward(name, padding, small_chunks):
-    """Values of three texts of unequal length, and the gradient of every parameter, as if each stood alone."""
+    """Values of three texts and the gradient of every parameter, as if each text stood alone."""
     model = build(name)
     ids = texts(5, 3, 12)
     mask = torch.ones(3, 12, dtype=torch.bool)
@@ -216,7 +218,7 @@ def test_token_stats_equal_the_plain_forward(name, padding, small_chunks):
         mask[2, :5] = False
     weights = torch.randn(3, 3, 11, generator=seeded(6))
 
-    stats = torch.stack(ddt.token_stats(model, ids, mask, 0.7, stats=ddt.all_stats))     # (3 statistics, B, T-1)
+    stats = torch.stack(ddt.token_stats(model, ids, mask, 0.7, stats=ddt.all_stats))
     real = mask[:, 1:] & mask[:, :-1]
     assert stats.dtype == torch.float32 and (stats[:, ~real] == 0).all()
     ours = gradients(model, (weights * stats ** 2).sum())
@@ -235,15 +237,16 @@ def test_token_stats_equal_the_plain_forward(name, padding, small_chunks):
     assert torch.allclose(again, stats, atol=1e-6)
 
 
-@pytest.mark.parametrize("hole, passed", [((slice(0), slice(0)), False), ((0, slice(7, None)), False),
-                                          ((0, slice(0, 2)), True), ((0, slice(3, 5)), True)])
+@pytest.mark.parametrize("hole, passed", [(slice(0), False), (slice(7, None), False),
+                                          (slice(0, 2), True), (slice(3, 5), True)])
 def test_only_padding_that_is_not_on_the_right_needs_a_mask(hole, passed):
-    """A mask costs attention its fast kernel; without one the numbers and the gradients are the same."""
+    """A mask costs attention its fast kernel; without one numbers and gradients are the same."""
     model, ids = build("Qwen2"), texts(7, 2, 9)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[hole] = False
+    mask[0, hole] = False
     seen = []
-    hook = model.model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    hook = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     logp, entropy = ddt.token_stats(model, ids, mask)
     hook.remove()
     assert {"attention_mask", "position_ids"} & seen[0].keys() == (
@@ -260,15 +263,23 @@ def test_only_padding_that_is_not_on_the_right_needs_a_mask(hole, passed):
         assert torch.allclose(gradient, ours[name], atol=1e-5), name
 
 
+def tokens_of_head(model):
+    """A list to which every call of the output head adds its number of tokens."""
+    seen = []
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.numel() // output.shape[-1]))
+    return seen
+
+
 def test_only_wanted_tokens_are_computed(small_chunks):
     model, ids = build("Qwen2"), texts(7, 2, 9)
     mask = torch.ones_like(ids, dtype=torch.bool)
     want = mask.clone()
     want[:, :4] = False                                         # the prompt
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // 101))
+    seen = tokens_of_head(model)
     with torch.no_grad():
-        every, some, none = (ddt.token_stats(model, ids, mask, want=w) for w in (None, want, want & False))
+        every, some, none = (ddt.token_stats(model, ids, mask, want=w)
+                             for w in (None, want, want & False))
     assert sum(seen) == 16 + 10 + 0 and max(seen) == 3
     for all_values, values, zeros in zip(every, some, none):
         assert torch.equal(values[:, 3:], all_values[:, 3:]) and (values[:, :3] == 0).all()
@@ -279,8 +290,7 @@ def test_only_wanted_tokens_are_computed(small_chunks):
 
 def test_a_small_batch_is_cut_as_well():
     model, ids = build("Qwen2"), texts(7, 2, 9)
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel() // 101))
+    seen = tokens_of_head(model)
     ddt.token_stats(model, ids, torch.ones_like(ids))
     assert seen == [4, 4, 4, 4]
 
@@ -300,7 +310,7 @@ def test_training_mode_and_activation_checkpointing(small_chunks):
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("hung", [False, True])
 def test_the_model_is_left_as_it_was(fails, hung):
-    """Also after an exception in the middle of the head, and where a library hung its own forward on the backbone."""
+    """Also after an exception, and where a library hung its own forward on the backbone."""
     model, ids = build("Qwen2"), texts(8, 2, 9)
     if hung:
         real = model.model.forward
@@ -318,7 +328,8 @@ def test_the_model_is_left_as_it_was(fails, hung):
     if not hung:
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(twin(input_ids=ids).logits, model(input_ids=ids).logits)
-            assert torch.equal(ddt.token_stats(twin, ids, ids > 0)[0], ddt.token_stats(model, ids, ids > 0)[0])
+            one, other = (ddt.token_stats(m, ids, ids > 0)[0] for m in (twin, model))
+            assert torch.equal(one, other)
 
 
 def test_autocast_gives_float32_statistics(small_chunks):
@@ -329,7 +340,7 @@ def test_autocast_gives_float32_statistics(small_chunks):
     assert logits.dtype == torch.bfloat16
     for ours, expected in zip(stats, ddt.logp_entropy(logits.float() / 0.7, ids[:, 1:])):
         assert ours.dtype == torch.float32 and torch.allclose(ours, expected, atol=1e-4)
-    sum(x.sum() for x in stats).backward()                      # computed again outside autocast, and still under it
+    sum(x.sum() for x in stats).backward()      # computed again, under autocast
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -345,7 +356,7 @@ def test_a_model_without_a_head_is_refused_by_name():
 # ---- memory -------------------------------------------------------------------------------------
 
 class MemoryMeter(TorchDispatchMode):
-    """Follows every tensor made inside it: the .largest, and the .peak of all alive at once, in bytes."""
+    """Follows every tensor made inside it: the .largest, and the .peak of all alive, in bytes."""
 
     def __init__(self):
         super().__init__()
@@ -364,7 +375,7 @@ class MemoryMeter(TorchDispatchMode):
 
 
 def test_the_logits_of_a_batch_never_exist(monkeypatch):
-    """Vocabulary 20,000, 512 tokens: float32 logits are 41 MB. Forward and backward stay far below that."""
+    """Vocabulary 20,000, 512 tokens: logits are 41 MB. Forward and backward stay far below."""
     V = 20_000
     monkeypatch.setattr(ddt, "CHUNK", {"cpu": 16 * V})          # 16 tokens at a time, 1.3 MB
     model = build("Qwen2", vocab_size=V, hidden_size=8, intermediate_size=8, num_attention_heads=1,
@@ -381,7 +392,7 @@ def test_the_logits_of_a_batch_never_exist(monkeypatch):
 
     ours = measure(lambda: ddt.token_stats(model, ids, torch.ones_like(ids)))
     textbook = measure(lambda: ddt.logp_entropy(model(input_ids=ids).logits[:, :-1], ids[:, 1:]))
-    assert textbook.largest >= logits and textbook.peak > 3 * logits        # the meter sees what it is meant to see
+    assert textbook.largest >= logits and textbook.peak > 3 * logits            # the meter sees it
     assert ours.largest <= chunk
     assert ours.peak < 8 * chunk + 4 * head + 3e6 < logits / 2
 
@@ -390,7 +401,8 @@ def test_the_logits_of_a_batch_never_exist(monkeypatch):
 
 def ragged(lengths=((3, 5), (7, 1), (2, 8), (1, 1)), seed=11):
     generator = seeded(seed)
-    return [tuple(torch.randint(3, 100, (n,), generator=generator).tolist() for n in pair) for pair in lengths]
+    return [tuple(torch.randint(3, 100, (n,), generator=generator).tolist() for n in pair)
+            for pair in lengths]
 
 
 @pytest.mark.parametrize("budget", [1, 10, 64, 10**9])
@@ -399,8 +411,9 @@ def test_micro_batches_hold_every_row_once_within_the_budget(budget):
     rows = [([5] * (length // 2), [6] * (length - length // 2)) for length in lengths]
     groups = ddt.micro_batches(rows, budget)
     assert sorted(i for group in groups for i in group) == list(range(50))
-    assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
-    for full, following in zip(groups, groups[1:]):             # no group closes while the next row fits
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
+    for full, following in zip(groups, groups[1:]):     # no group closes while the next row fits
         assert (len(full) + 1) * lengths[following[0]] > budget
     assert len(ddt.micro_batches(rows, 10**9)) == 1 and ddt.micro_batches([], 5) == []
 
@@ -414,7 +427,7 @@ def test_pad_rows():
 
 @pytest.mark.parametrize("micro_tokens", [1, 20, 16384])
 def test_response_stats_are_those_of_every_response_alone(micro_tokens):
-    """In the rows' order, values and gradients, and never more than micro_tokens in one pass, or one row."""
+    """In the rows' order, values and gradients; a pass has at most micro_tokens, or one row."""
     model, rows = build("Qwen2"), ragged()
     shapes = []
     hook = model.model.register_forward_pre_hook(
@@ -423,7 +436,8 @@ def test_response_stats_are_those_of_every_response_alone(micro_tokens):
     hook.remove()
     assert all(B * T <= micro_tokens or B == 1 for B, T in shapes)
     ours = gradients(model, (stats ** 2).sum())
-    alone = [plain(model, torch.tensor([prompt + response]), 0.7)[:, len(prompt) - 1:] for prompt, response in rows]
+    alone = [plain(model, torch.tensor([prompt + response]), 0.7)[:, len(prompt) - 1:]
+             for prompt, response in rows]
     expected = torch.cat(alone, dim=1)
     assert stats.shape == (3, 15) and torch.allclose(stats, expected, atol=1e-5)
     for name, gradient in gradients(model, (expected ** 2).sum()).items():
@@ -448,7 +462,8 @@ def test_response_stats_run_under_precision(monkeypatch):
 
 # ---- comparing texts ----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("N, M, levels", [(1, 1, 2), (7, 5, 3), (40, 30, 10**6), (30, 40, 2), (6, 9, 1)])
+@pytest.mark.parametrize("N, M, levels", [(1, 1, 2), (7, 5, 3), (40, 30, 10**6), (30, 40, 2),
+                                          (6, 9, 1)])
 def test_auroc_is_the_share_of_pairs_won(N, M, levels):
     own = torch.randint(levels, (N,), generator=seeded(0)) / 3
     foreign = torch.randint(levels, (M,), generator=seeded(1)) / 3 - 0.2 * (levels > 10)
@@ -466,37 +481,42 @@ def test_auroc_of_many_texts_holds_no_matrix_of_pairs():
 
 def test_signal_to_noise_by_hand():
     own, foreign = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.0, 3.0])
-    assert ddt.signal_to_noise(own, foreign) == pytest.approx(1.0)          # (2 - 1) / 1, whatever foreign spreads
+    assert ddt.signal_to_noise(own, foreign) == pytest.approx(1.0)      # (2 - 1) / 1
 
 
 def test_signal_to_noise_is_best_at_c_1():
-    """The paper's claim, in text of a model that is now sure and now not, against words from anywhere."""
-    logits = torch.randn(5000, 30, generator=seeded(1)) * torch.rand(5000, 1, generator=seeded(2)) * 5
+    """The paper's claim, in text of a model that is now sure and now not, against any words."""
+    scale = 5 * torch.rand(5000, 1, generator=seeded(2))
+    logits = scale * torch.randn(5000, 30, generator=seeded(1))
     own = torch.multinomial(logits.softmax(-1), 1, generator=seeded(3))[:, 0]
     foreign = torch.randint(30, (5000,), generator=seeded(4))
-    (own_logp, entropy), (foreign_logp, _) = (ddt.logp_entropy(logits, text) for text in (own, foreign))
+    own_logp, entropy = ddt.logp_entropy(logits, own)
+    foreign_logp, _ = ddt.logp_entropy(logits, foreign)
     snr = {c: ddt.signal_to_noise(own_logp + c * entropy, foreign_logp + c * entropy)
            for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2)}
     assert max(snr, key=snr.get) == 1
 
 
 def test_text_statistics_by_hand():
-    numbers = ddt.text_statistics(torch.tensor([-4.0, -1.0]), torch.tensor([0.5, 1.5]), torch.tensor([0.5, 1.5]))
+    logp, entropy = torch.tensor([[-4.0, -1.0], [0.5, 1.5]])
+    numbers = ddt.text_statistics(logp, entropy, varentropy=entropy)
     z = -3 / math.sqrt(2)
     assert numbers == pytest.approx({
         "tokens": 2, "mean_logp": -2.5, "mean_entropy": 1.0, "total_phi": -3.0, "mean_phi": -1.5,
-        "phi<-1": 0.5, "phi<-3": 0.5, "phi<-5": 0.0, "phi>0": 0.5, "z": z, "p": math.erfc(-z / math.sqrt(2))})
+        "phi<-1": 0.5, "phi<-3": 0.5, "phi<-5": 0.0, "phi>0": 0.5, "z": z,
+        "p": math.erfc(-z / math.sqrt(2))})
 
 
 # ---- the chapter --------------------------------------------------------------------------------
 
 def checkpoint_and_data(folder):
-    """A directory with an untrained model and the toy's tokenizer, and a file of five problems: as flags."""
+    """An untrained model with the toy's tokenizer, and a file of five problems: as flags."""
     tokenizer = toy.tokenizer()
     model = build("Qwen2", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy.problems("train", 5)))
+    lines = [json.dumps(row) + "\n" for row in toy.problems("train", 5)]
+    (folder / "data.jsonl").write_text("".join(lines))
     return ["--model", folder / "model", "--data", folder / "data.jsonl", "--device", "cpu"]
 
 
@@ -505,20 +525,25 @@ def test_the_chapter_on_a_checkpoint_and_a_file(tmp_path, capsys):
     run_here(ddt, *argv, "--out", tmp_path / "new" / "out")
     shown = capsys.readouterr().out
     assert "nan" not in shown and "\033" not in shown
-    rows = [json.loads(line) for line in (tmp_path / "new/out/texts.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "new/out/texts.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     sources = Counter(row["source"] for row in rows)
     assert sources == {"T = 0.5": 200, "T = 1": 200, "T = 1.5": 200, "demonstrations": 5}
-    assert all(row["mean_phi"] * row["tokens"] == pytest.approx(row["total_phi"], abs=1e-4) for row in rows)
+    for row in rows:
+        assert row["mean_phi"] * row["tokens"] == pytest.approx(row["total_phi"], abs=1e-4)
 
-    # The theory on sampled text: z of own text is 0 within 4 standard errors, colder text is above, hotter below.
-    z = {source: sum(row["z"] for row in rows if row["source"] == source) / count for source, count in sources.items()}
+    # The theory on sampled text: mean z of own text is 0 within 4 standard errors, that of colder
+    # text is above, that of hotter text below.
+    z = {source: sum(row["z"] for row in rows if row["source"] == source) / count
+         for source, count in sources.items()}
     assert abs(z["T = 1"]) < 4 / math.sqrt(200)
     assert z["T = 0.5"] > 0.5 and z["T = 1.5"] < -0.5
 
     own = [row for row in rows if row["source"] == "T = 1"]
     mean = sum(row["mean_phi"] for row in own) / 200
-    [line] = [line for line in shown.splitlines() if line.split()[:1] == ["mean_phi"] and len(line.split()) == 5]
-    assert float(line.split()[2]) == pytest.approx(mean, abs=1e-3)          # the table's column T = 1
+    table = [line.split() for line in shown.splitlines()]
+    [line] = [words for words in table if words[:1] == ["mean_phi"] and len(words) == 5]
+    assert float(line[2]) == pytest.approx(mean, abs=1e-3)              # column T = 1
     assert [line.split()[2] for line in shown.splitlines() if line.strip().startswith("c = ")] == [
         "0", "0.5", "0.75", "1", "1.25", "1.5", "2"]
     run_here(ddt, *argv)
@@ -541,7 +566,8 @@ def test_a_hostile_text_does_not_reach_the_terminal(capsys):
     (["--data", "bare.jsonl"], "bare.jsonl line 1"), (["--out", "bare.jsonl/x"], "--out"),
     (["--out", "."], "already holds"), (["--model", "no/such/model"], "--model no/such/model"),
     (["--html", "x"], "unrecognized arguments: --html")])
-def test_bad_input_is_one_sentence_and_nothing_written(tmp_path, monkeypatch, capsys, argv, sentence):
+def test_bad_input_is_one_sentence_and_nothing_written(tmp_path, monkeypatch, capsys, argv,
+                                                       sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bare.jsonl").write_text('{"problem": "1 a +3 ?", "answer": "4"}\n')
     assert sentence in refusal(capsys, ddt, "--out", "new/x", *argv)

@@ -27,7 +27,7 @@ V = 40
 
 
 def small_rows(n=7, seed=0):
-    """(prompt ids, response ids) of very unequal lengths; token 1 ends a response, and only that."""
+    """(prompt ids, response ids) of very unequal lengths; token 1 ends a response."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(n):
@@ -478,7 +478,7 @@ def test_the_run_directory(tiny_checkpoint, data, tmp_path, capsys):
     assert before == contents() and not no.exists()
 
     with open(out / "metrics.jsonl", "a") as file:
-        file.write('{"step": 7, "nll": 1')                     # half a line, as a full disk leaves it
+        file.write('{"step": 7, "nll": 1')                     # half a line, as a kill leaves it
     run_here(idft, *argv, "--resume")                          # a finished run ends again, the same
     assert logged(out) == rows
 
@@ -536,7 +536,7 @@ def test_demonstration_rows(tiny_checkpoint, capsys):
     problems = [{"problem": "What is 1 + 1?", "solution": "It is \\boxed{2}."},
                 {"problem": "What is 1 + 2?", "solution": ["3", "It is 3. " * 100]}]
     rows = idft.demonstration_rows(model, tokenizer, problems, 8192)
-    assert len(rows) == 3 and rows[1][0] == rows[2][0] != rows[0][0]            # every demonstration
+    assert len(rows) == 3 and rows[1][0] == rows[2][0] != rows[0][0]    # every demonstration
     assert tokenizer.decode(rows[0][0]).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(rows[0][1]) == "It is \\boxed{2}.<|im_end|>"
     assert capsys.readouterr().out == ""

@@ -173,25 +173,16 @@ def test_policy_loss_against_a_loop_in_float64(clip):
     assert (held == 0) == (clip > 1)
 
 
-@pytest.mark.parametrize("A, ratio, moves", [
-    (1, 1.1, True), (1, 1.3, False), (1, 0.7, True), (1, 1.0, True),
-    (-1, 0.9, True), (-1, 0.7, False), (-1, 1.3, True), (-1, 1.0, True)])
-def test_the_clip_holds_back_only_what_has_gone_far_enough(A, ratio, moves):
-    logp = torch.tensor(math.log(ratio), requires_grad=True)
-    policy_loss(logp, torch.tensor(0.0), torch.tensor(float(A))).backward()
-    assert logp.grad.item() == pytest.approx(-A * ratio if moves else 0)
-
-
 def test_prefix_losses_against_the_formulas():
     logp, adv = -3 * torch.rand(40), torch.randn(40)
-    for how, gradient in (("sft", lambda p: -adv), ("luffy", lambda p: -adv * 0.1 * p / (p + 0.1) ** 2)):
+    p = logp.exp()
+    for how, gradient in (("sft", -adv), ("luffy", -adv * 0.1 * p / (p + 0.1) ** 2)):
         ours = logp.clone().requires_grad_()
         loss = prefix_loss(ours, adv, how)
         loss.sum().backward()
-        p = logp.exp()
         expected = -adv * logp if how == "sft" else -adv * p / (p + 0.1)
         torch.testing.assert_close(loss.detach(), expected)
-        torch.testing.assert_close(ours.grad, gradient(p))
+        torch.testing.assert_close(ours.grad, gradient)
 
 
 # ---- the whole update, on rollouts written by hand ----------------------------------------------
@@ -204,7 +195,8 @@ def hand_rollouts(seed=0, hybrids=1):
     group 3 all right, group 4 has no demonstration."""
     rng = np.random.default_rng(seed)
     rollouts = []
-    for g, rewards in enumerate([(0, 0, 0, 0), (0, 1, 0, 1), (1, 0, 0, 0), (1, 1, 1, 1), (0, 1, 1, 1)]):
+    groups = [(0, 0, 0, 0), (0, 1, 0, 1), (1, 0, 0, 0), (1, 1, 1, 1), (0, 1, 1, 1)]
+    for g, rewards in enumerate(groups):
         prompt = rng.integers(2, V, rng.integers(1, 8)).tolist()
         for i, reward in enumerate(rewards):
             response = rng.integers(2, V, rng.integers(3, ROOM)).tolist() + [1]
@@ -444,13 +436,6 @@ def test_a_broken_number_updates_nothing(monkeypatch):
     assert not moved.any() and metrics["loss"] == math.inf and metrics["grad_norm"] == 0
 
 
-def test_activation_checkpointing_changes_no_update():
-    model, rollouts = small_model(), hand_rollouts()
-    plain = moved_by(model, rollouts, flags())[0]
-    idft.checkpoint_activations(model)
-    assert (plain - moved_by(model, rollouts, flags())[0]).abs().max() < 1e-6
-
-
 # ---- rollouts -----------------------------------------------------------------------------------
 
 def problems_of(tokenizer, n=6, solution=None, answer=None, room=100):
@@ -616,8 +601,10 @@ def test_luffy_rolls_out_the_whole_demonstration_and_has_no_clip(small_base):
             torch.testing.assert_close(r.adv, torch.full((len(r.response),), adv))
 
     # With several mini-batches its ratio is not held back; that of its neighbours is.
-    clipped = {name: moved_by(model, hand_rollouts(), flags(mini_batches=5, lr=3.0, **METHODS[name]))
-               [1]["clipped_tokens"] for name in ("luffy", "static", "prefix_rft")}
+    clipped = {}
+    for name in ("luffy", "static", "prefix_rft"):
+        f = flags(mini_batches=5, lr=3.0, **METHODS[name])
+        clipped[name] = moved_by(model, hand_rollouts(), f)[1]["clipped_tokens"]
     assert clipped["luffy"] == 0 < min(clipped["static"], clipped["prefix_rft"])
 
 
@@ -635,7 +622,7 @@ def test_describe_and_show(small_base, capsys):
     assert about["entropy"] == pytest.approx(np.mean([r.entropy for r in rollouts]))
     assert describe(plain)["reward_hybrid"] is None and describe(plain)["prefix_share"] is None
     luffy = roll(small_base, problems_of(small_base[1]), **METHODS["luffy"])
-    wrote = [r.entropy for r in luffy if not r.demo_length]     # in a demonstration it wrote nothing
+    wrote = [r.entropy for r in luffy if not r.demo_length]     # a demonstration has none
     assert describe(luffy)["entropy"] == pytest.approx(np.mean(wrote))
 
     for r in rollouts:
@@ -705,7 +692,7 @@ def test_two_runs_with_one_seed_are_one_and_one_sampler_serves_all(world, tmp_pa
     # A finished run ends again, the same; another method may not go on with it.
     run_here(prefix_rft, *argv, "--out", tmp_path / "one", "--resume")
     assert logged(tmp_path / "one") == rows
-    for more, sentence in ((["--resume"], "this run has --method prefix_rft"), ([], "already holds")):
+    for more, sentence in ((["--resume"], "has --method prefix_rft"), ([], "already holds")):
         assert sentence in refusal(capsys, prefix_rft, *argv, "--method", "luffy",
                                    "--out", tmp_path / "one", *more)
 
