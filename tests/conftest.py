@@ -128,6 +128,21 @@ def small_base():
     return toy.pretrain(seed=0, steps=60, batch=16, lr=1e-2, width=32, heads=2, ffn=64)
 
 
+@pytest.fixture
+def slabs(monkeypatch):
+    """The widths of all samplers that are built, one after the other."""
+    import eval
+    widths = []
+
+    class Spy(eval.Sampler):
+        def __init__(self, model, rows, *more):
+            widths.append(rows)
+            super().__init__(model, rows, *more)
+
+    monkeypatch.setattr(eval, "Sampler", Spy)
+    return widths
+
+
 # ---- scripts ------------------------------------------------------------------------------------
 
 def run_here(script, *argv):

@@ -381,6 +381,19 @@ def test_activation_checkpointing_is_active_and_changes_no_gradient(kind):
     assert not layer.self_attn.training and not model.training
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_on_a_gpu_activations_are_recomputed_and_adamw_is_fused(keep, tmp_path, monkeypatch):
+    """Seen on a CPU, which is told that it is a GPU."""
+    model = small_model()
+    monkeypatch.setattr(idft, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(idft, "load_model", lambda *args: (model, None))
+    idft.start_run(Flags(out=str(tmp_path / "run"), keep_activations=keep))
+    assert model.model.layers[0].training == (not keep)
+    on_gpu = SimpleNamespace(parameters=model.parameters, device=torch.device("cuda"))
+    assert idft.new_optimizer(on_gpu).defaults["fused"] and not list(tmp_path.iterdir())
+    assert not idft.new_optimizer(model).defaults["fused"]
+
+
 # ---- runs: checkpoints, resume, refusals --------------------------------------------------------
 
 @pytest.fixture(scope="session")
@@ -452,11 +465,12 @@ def test_a_checkpoint_is_whole_whenever_the_program_dies(tmp_path, monkeypatch):
     assert stages >= 6
 
 
-def test_the_run_directory(tiny_checkpoint, data, tmp_path, capsys):
+def test_the_run_directory(tiny_checkpoint, data, tmp_path, capsys, slabs):
     out = tmp_path / "run"
     argv = ["--model", tiny_checkpoint, "--data", data, "--steps", 3, "--batch", 2, "--out", out,
-            "--eval_data", data, "--max_new_tokens", 2]
+            "--eval_data", data, "--max_new_tokens", 2, "--rows", 3]
     run_here(idft, *argv)
+    assert slabs == [3, 3]                                     # evaluations mind --rows
     assert "greedy accuracy" in capsys.readouterr().out
     rows = logged(out)
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]

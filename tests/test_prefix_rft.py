@@ -14,7 +14,6 @@ from conftest import refusal, run_here, small_model, word_problems
 from kill import assert_equal_runs, killed_and_resumed, logged, undisturbed, untimed
 from transformers import AutoModelForCausalLM
 
-import eval
 import idft
 import prefix_rft
 import toy
@@ -662,22 +661,13 @@ def arguments(world, **more):
     return [text for key, value in settings.items() for text in (f"--{key}", str(value))]
 
 
-def test_two_runs_with_one_seed_are_one_and_one_sampler_serves_all(world, tmp_path, monkeypatch,
-                                                                   capsys):
+def test_two_runs_with_one_seed_are_one_and_one_sampler_serves_all(world, tmp_path, slabs, capsys):
     """Rollouts and evaluations, of one width: a second slab would not fit on a GPU."""
-    samplers = []
-
-    class Spy(eval.Sampler):
-        def __init__(self, model, rows, *more):
-            samplers.append(rows)
-            super().__init__(model, rows, *more)
-
-    monkeypatch.setattr(eval, "Sampler", Spy)
     argv = arguments(world, eval_data=world / "test.jsonl", eval_every=2, prefix_grad_every=2)
     for name, noise in (("one", 1), ("other", 2)):
         torch.manual_seed(noise), np.random.seed(noise), random.seed(noise)
         run_here(prefix_rft, *argv, "--out", tmp_path / name)
-    assert samplers == [16, 16]
+    assert slabs == [16, 16]
     assert "A hybrid rollout of step 1:" in capsys.readouterr().out
     assert_equal_runs(tmp_path / "one", tmp_path / "other")
     rows = logged(tmp_path / "one")
