@@ -100,7 +100,7 @@ def marker_progress(text):
 
 
 def marker_table(tokenizer, size):
-    """What each of `size` tokens does to the progress of a text: table[progress, token] -> progress,
+    """What each of `size` tokens does to a text's progress: table[progress, token] -> progress,
     int64 (8, size). One look-up on the device instead of decoding every text at every token."""
     # A token is read behind another one: at the start of a text it may lose its space.
     before = tokenizer("a", add_special_tokens=False).input_ids[-1:]
@@ -146,14 +146,14 @@ def repetition(tokens, size=30, times=5, fresh=32):
 
 # ---- the two contexts ---------------------------------------------------------------------------
 
-HINT = """Below are a problem and a reference solution that is known to be right. Solve the problem \
-the way you would if you had found the solution yourself: in your own words, one small step after \
-the other. Let the reference guide you, but never mention that there is one."""
+HINT = """Below are a problem and a reference solution that is known to be right. Solve the \
+problem the way you would if you had found the solution yourself: in your own words, one small \
+step after the other. Let the reference guide you, but never mention that there is one."""
 HEADING = "# CoT"
 ANALYSIS = f"""
-Answer in two parts. Under the heading `# Analysis`, go through the reference line by line: what is \
-done there, why, and what it leaves out. Then, under the heading `{HEADING}`, solve the problem \
-from the start."""
+Answer in two parts. Under the heading `# Analysis`, go through the reference line by line: what \
+is done there, why, and what it leaves out. Then, under the heading `{HEADING}`, solve the \
+problem from the start."""
 
 
 def contexts(tokenizer, problem, analysis=False):
@@ -189,8 +189,8 @@ def new_writer(model, tokenizer, problems, flags):
             pairs.append(pair)
             longer.append(max(pair, key=len))
     if len(fit) < len(problems):
-        print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: the model reads "
-              f"{context} tokens, with --max_new_tokens they have more")
+        print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: the model "
+              f"reads {context} tokens, with --max_new_tokens they have more")
     if not fit:
         raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem, lower it")
 
@@ -210,7 +210,7 @@ def new_writer(model, tokenizer, problems, flags):
     return fit, write
 
 
-# ---- the pipeline ---------------------------------------------------------------------------------
+# ---- the pipeline -------------------------------------------------------------------------------
 
 def judge(model, tokenizer, problems, samples, source):
     """Samples, one a problem -> trajectories: the problem with the text as its solution; source;

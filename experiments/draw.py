@@ -77,17 +77,21 @@ def panel(box, title, lines, bands=()):
     """A pair of axes. box: left, right, top, bottom in pixels; lines: (name, [(x, y)]); bands:
     (low, high) lists of points behind the line of the same number."""
     left, right, top, bottom = box
-    points = [point for _, line in lines for point in line]
-    points += [point for band in bands for line in band for point in line]
-    x_ticks = ticks(0, max(x for x, _ in points))
-    y_ticks = ticks(min(0, min(y for _, y in points)), max(y for _, y in points))
+    points = []
+    for _, line in lines:
+        points += line
+    for low, high in bands:
+        points += low + high
+    xs, ys = zip(*points)
+    x_ticks = ticks(0, max(xs))
+    y_ticks = ticks(min(0, *ys), max(ys))
 
     def place(x, y):
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return left + across * (right - left), bottom - up * (bottom - top)
 
-    # The grid, then the title and the names of the lines in one row above it.
+    # The grid.
     parts = []
     for y in y_ticks:
         ends = [place(x_ticks[0], y), place(x_ticks[-1], y)]
@@ -95,12 +99,15 @@ def panel(box, title, lines, bands=()):
         parts.append(text(left - 7, ends[0][1] + 4, f"{y:.4g}", anchor="end", size=12))
     for x in x_ticks:
         parts.append(text(place(x, 0)[0], bottom + 18, f"{x:g}", anchor="middle", size=12))
+
+    # The title, and in the same row from the right the names of the lines in their colours.
     parts.append(text(left, top - 14, title))
     end = right
     for i, (name, _) in reversed(list(enumerate(lines))):
         parts.append(text(end, top - 14, name, COLOURS[i], anchor="end", extra='font-weight="600"'))
         end -= 8.5 * len(name) + 14
 
+    # Bands lie below lines.
     for i, (low, high) in enumerate(bands):
         around = [place(x, y) for x, y in low + high[::-1]]
         parts.append(shape(around, f'fill="{COLOURS[i]}" fill-opacity="0.16" stroke="none"'))
@@ -120,6 +127,7 @@ def curves(rows):
         seeds = [row["curve"] for row in rows if row["arm"] == arm and row["stage"] == "report"]
         if not seeds:
             continue
+        # All seeds were measured at the same steps.
         mean, low, high = [], [], []
         for points in zip(*seeds):
             step, values = points[0][0], [accuracy for _, accuracy in points]
@@ -139,6 +147,7 @@ def dynamics(rows, name):
     """What a run has logged, a panel for every row of DYNAMICS that it has."""
     parts, count = [], 0
     for title, keys in DYNAMICS.items():
+        # Only what this run has logged; None stands where there was nothing to measure.
         lines = []
         for label, key in keys.items():
             line = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
@@ -161,6 +170,7 @@ def tokens(words, phi, entropy):
              text(WIDTH - 8, 20, "entropy: the model has a choice", blue, anchor="end")]
     x, y = 8, 54
     for word, value, unsure in zip(words, phi, entropy):
+        # A word needs 9 pixels a character; what does not fit goes to the next row.
         width = 9 * len(word) + 10
         if x + width > WIDTH - 8:
             x, y = 8, y + 54

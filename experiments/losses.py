@@ -93,7 +93,7 @@ def run(arm, lr, seed, stage):
     before = 0
     if arm["loss"] in ("dpo", "simpo"):
         pairs, before = make_pairs(sampler, model, tokenizer, problems, SAMPLES, room, seed)
-        reference = [None] * len(pairs)
+        reference = [(0.0, 0.0)] * len(pairs)
         if arm["loss"] == "dpo":
             reference = reference_logp(model, pairs, flags.micro_tokens)
             before += pair_tokens(pairs)
@@ -103,6 +103,7 @@ def run(arm, lr, seed, stage):
             flags.loss = arm["loss"]
         learn = supervised_steps(model, problems, flags, weight_of(arm))
 
+    # Training, the same number of steps for all.
     middle = time.process_time()
     trained = 0
     for step in range(flags.steps):

@@ -4,8 +4,8 @@ online.py - on-policy SFT in rounds: retell with the model as it now is, train, 
 Texts that a model retold before training are its own no longer once it has learnt. Here every round
 takes its share of the problems, rewrites them as hinted_decode.py does, and learns from what is
 right for its share of the steps; every problem is rewritten once. --rounds 1 is the offline method.
-The online loop stands on the to-do list of Towards On-Policy SFT (https://arxiv.org/abs/2602.12222),
-whose authors have not released one: all numbers here are ours.
+The online loop is on the to-do list of Towards On-Policy SFT (https://arxiv.org/abs/2602.12222);
+its authors have not released one, and all numbers here are ours.
 
 A step learns from a fixed number of tokens, since texts get shorter or longer from round to round.
 Left out: --resume. A run leaves its texts and a checkpoint a round.
@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 import hinted_decode
 import idft
-from eval import (InputError, flag, load_benchmarks, load_model, load_problems, new_run, pick_device,
-                  run_script, write_file)
+from eval import (InputError, flag, load_benchmarks, load_model, load_problems, new_run,
+                  pick_device, run_script, write_file)
 
 
 def token_batch(rows, tokens, step, seed):

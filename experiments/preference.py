@@ -66,6 +66,7 @@ def make_pairs(sampler, model, tokenizer, problems, n, max_new_tokens, seed):
                 right.append(answer)
             else:
                 wrong.append(answer)
+        # Every wrong one meets a right one.
         if right:
             for answer in wrong:
                 chosen = right[rng.integers(len(right))]
@@ -82,12 +83,14 @@ def pair_tokens(pairs):
 
 def answer_logp(model, pairs, micro_tokens):
     """log p of the whole right and of the whole wrong answers -> (pairs,), (pairs,)."""
-    rows = [(prompt, right) for prompt, right, _ in pairs]
-    rows += [(prompt, wrong) for prompt, _, wrong in pairs]
+    # Right and wrong alternate: the answers of a pair are neighbours.
+    rows = []
+    for prompt, right, wrong in pairs:
+        rows += [(prompt, right), (prompt, wrong)]
     logp, _ = response_stats(model, rows, micro_tokens=micro_tokens)       # (tokens,)
-    lengths = [len(answer) for _, answer in rows]
-    sums = [tokens.sum() for tokens in logp.split(lengths)]
-    return torch.stack(sums).chunk(2)
+    parts = logp.split([len(answer) for _, answer in rows])
+    sums = torch.stack([part.sum() for part in parts])                     # (2 * pairs,)
+    return sums[0::2], sums[1::2]
 
 
 def reference_logp(model, pairs, micro_tokens):
@@ -103,19 +106,21 @@ def reference_logp(model, pairs, micro_tokens):
 def preference_step(model, optimizer, pairs, reference, lr, micro_tokens, loss="dpo"):
     """One optimizer step on pairs, the same for every micro_tokens -> its metrics. reference: as
     from reference_logp, which SimPO does not read."""
-    rows = [(prompt, right + wrong) for prompt, right, wrong in pairs]
+    known = torch.tensor(reference, device=model.device)                   # (pairs, 2)
+    sizes, rows = [], []
+    for prompt, right, wrong in pairs:
+        sizes.append((len(right), len(wrong)))
+        rows.append((prompt, right + wrong))
+    sizes = torch.tensor(sizes, device=model.device)                       # (pairs, 2)
+
+    # Gradients add up over micro-batches; each is divided by the pairs of the whole step.
     total = 0.0
     for group in micro_batches(rows, micro_tokens):
-        batch = [pairs[i] for i in group]
-        chosen, rejected = answer_logp(model, batch, micro_tokens)         # (pairs,)
+        chosen, rejected = answer_logp(model, [pairs[i] for i in group], micro_tokens)
         if loss == "dpo":
-            known = torch.tensor([reference[i] for i in group], device=model.device)
-            losses = dpo_loss(chosen, rejected, known[:, 0], known[:, 1])
+            losses = dpo_loss(chosen, rejected, known[group, 0], known[group, 1])
         else:
-            sizes = torch.tensor([(len(right), len(wrong)) for _, right, wrong in batch],
-                                 device=model.device)
-            losses = simpo_loss(chosen, rejected, sizes[:, 0], sizes[:, 1])
-        # Divided once, by the pairs of the whole step.
+            losses = simpo_loss(chosen, rejected, sizes[group, 0], sizes[group, 1])
         part = losses.sum() / len(pairs)
         part.backward()
         total += part.item()

@@ -89,6 +89,7 @@ def new_world(seed, max_new_tokens, demo_share=1.0, **data):
     prompts = [problem["prompt"] for problem in problems]
     for problem in toy.problems("longer"):
         prompts.append(prompt_ids(tokenizer, problem["problem"]))
+    # One sampler serves rollouts, curves and tests.
     sampler, room = new_sampler(model, prompts, max_new_tokens, prefix_rft.TOY["rows"])
     return model, tokenizer, problems, sampler, room
 
@@ -124,6 +125,7 @@ def policy_steps(model, tokenizer, problems, flags, sampler):
     stop = stop_ids(model, tokenizer)
 
     def learn(step):
+        # Roll out with the policy as it is, score, update: in --mini_batches optimizer steps.
         sampler.sync(model)
         batch = idft.draw_batch(problems, flags.batch, step, flags.seed)
         rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, batch, flags, step, stop)
@@ -135,6 +137,7 @@ def policy_steps(model, tokenizer, problems, flags, sampler):
 
 def policy_flags(arm, steps, lr, seed):
     """prefix_rft.Flags of an arm: the toy's defaults, its method's, its own."""
+    # What stands later wins.
     settings = {**prefix_rft.TOY}
     if "method" in arm:
         settings |= {"method": arm["method"], **prefix_rft.METHODS[arm["method"]]}
@@ -148,6 +151,8 @@ def run(arm, lr, seed, stage):
     steps = arm["steps"]
     first = round(arm.get("supervised", 0) * steps)                # supervised steps
     flags = policy_flags(arm, steps - first, lr, seed)
+
+    # The world of this seed; the same for every arm but for its demonstrations.
     model, tokenizer, problems, sampler, room = new_world(
         seed, flags.max_new_tokens, arm.get("demo_share", 1.0), **arm.get("data", {}))
 
@@ -174,8 +179,7 @@ def run(arm, lr, seed, stage):
     else:
         for step in range(steps):
             learn(step)
-    n = arm.get("samples", 8)
-    row = measure(model, tokenizer, stage, room, sampler, n, problems=1024 // n)
+    row = measure(model, tokenizer, stage, room, sampler, arm.get("samples", 8))
     return {**row, **curve, **spent}
 
 

@@ -72,6 +72,7 @@ def result(path, run, job):
     for row in load_results(path):
         if agrees(row, job):
             return row
+    # Not there yet.
     start = time.process_time()
     figures = run(job["settings"], job["lr"], job["seed"], job["stage"])
     seconds = round(time.process_time() - start, 1)
@@ -86,6 +87,7 @@ def tune(path, run, name, arms, common, grid=GRID):
     """The learning rate of an arm. An arm that learns nothing has "lr" among its settings."""
     if "lr" in arms[name]:
         return arms[name]["lr"]
+    # An arm that inherits looks at the runs of its parent, or makes them.
     parent = arms[name].get("tune_like", name)
     best = None
     for lr in grid:
@@ -104,6 +106,7 @@ def sweep(path, run, arms, common, flags, columns, grid=GRID):
             raise InputError(f"--arms {name} is unknown, choose from {', '.join(arms)}")
     if not flags.table:
         for name in names:
+            # First the rate, on seed 5 and tuning problems; only then what is reported.
             lr = tune(path, run, name, arms, common, grid)
             for seed in SEEDS[:flags.seeds]:
                 result(path, run, new_job(name, arms, common, "report", lr, seed))
@@ -112,17 +115,18 @@ def sweep(path, run, arms, common, flags, columns, grid=GRID):
 
 # ---- measuring ----------------------------------------------------------------------------------
 
-def measure(model, tokenizer, stage, max_new_tokens, sampler=None, n=0, problems=128):
+def measure(model, tokenizer, stage, max_new_tokens, sampler=None, n=0):
     """The figures of a trained model. At the stage "tune" greedy accuracy on two sets of tuning
-    problems, else on hard, longer and easy, and, if n, pass@1, 2, 4, ... n on hard problems."""
+    problems, else on hard, longer and easy, and, if n, pass@1, 2, 4, ... n on 64 hard problems."""
     if stage == "tune":
         sets = {"valid": toy.problems("hard", seed=101), "valid_2": toy.problems("hard", seed=102)}
         return greedy_accuracy(model, tokenizer, sets, max_new_tokens, sampler=sampler)
     sets = {split: toy.problems(split) for split in SPLITS}
     row = greedy_accuracy(model, tokenizer, sets, max_new_tokens, sampler=sampler)
+    # Sampled as the papers sample: temperature 0.6, top-p 0.95.
     if n:
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= n]
-        sampled = evaluate(model, tokenizer, toy.problems("hard", problems), n, 0.6, 0.95,
+        sampled = evaluate(model, tokenizer, toy.problems("hard", 64), n, 0.6, 0.95,
                            max_new_tokens, ks=ks, sampler=sampler)
         for k, share in sampled["pass@k"].items():
             row[f"pass@{k}"] = share
@@ -182,6 +186,7 @@ def print_table(path, names, arms, common, columns):
     for name in names:
         job = new_job(name, arms, common, "report", None, None)
         del job["lr"], job["seed"]
+        # Two processes may have done the same run: one row a seed.
         by_seed = {row["seed"]: row for row in rows if agrees(row, job)}
         if not by_seed:
             continue

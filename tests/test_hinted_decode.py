@@ -191,7 +191,7 @@ def test_greedy_is_the_uncached_loop():
 
 
 def test_sampled_texts_have_the_mixture_s_probabilities():
-    """logp and entropy of every sampled token against two uncached forwards; same in any company."""
+    """logp and entropy of every sampled token against two forwards; the same in any company."""
     how, switched = {"temperature": 0.7, "seed": 5}, 0
     for seed, words in WORLDS:
         model, tokenizer, pairs = small_world(seed, words)
@@ -335,7 +335,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module")
 def retold(tmp_path_factory):
-    """The pipeline on the toy with a few awkward problems -> its folder, the problems, its flags."""
+    """The pipeline on the toy with some awkward problems -> its folder, the problems, its flags."""
     folder = tmp_path_factory.mktemp("retold")
     problems = toy.problems("train", 40) + toy.problems("easy", 8)
     problems[3]["solution"] = None
@@ -445,7 +445,8 @@ def test_an_online_step_learns_from_a_fixed_number_of_tokens():
 
 
 def test_online_rounds_rewrite_every_problem_once(tmp_path):
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(p) + "\n" for p in toy.problems("train", 24)))
+    lines = [json.dumps(problem) + "\n" for problem in toy.problems("train", 24)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
     argv = ["--data", tmp_path / "in.jsonl", "--rounds", 3, "--steps", 7, "--batch_tokens", 200,
             "--no_analysis", "--max_new_tokens", 64, "--out", tmp_path / "run"]
     online.main(parse_flags(online.Flags, [str(arg) for arg in argv], online.TOY))
