@@ -21,6 +21,7 @@ from eval import InputError, new_sampler, parse_flags, stop_ids
 from prefix_rft import (METHODS, Flags, Rollout, advantages, check, describe, entropy_clip,
                         hint_length, policy_loss, prefix_length, prefix_loss, prefix_window,
                         prepare_problems, sample_rollouts, update)
+from sampler import Sample
 
 
 # ---- how much prefix ----------------------------------------------------------------------------
@@ -454,6 +455,15 @@ def roll(base, problems, step=0, **settings):
     return sample_rollouts(sampler, tokenizer, problems, f, step, stop_ids(model, tokenizer))
 
 
+def starts(small_base, problems, step=0, **settings):
+    """Rollouts of which only the start is looked at: the model writes an end token."""
+    def sampler(contexts, *args, **how):
+        return [Sample([small_base[1].eos_token_id], [0.0], [0.0], True) for _ in contexts]
+
+    f = flags(**{"max_new_tokens": 48, **settings})
+    return sample_rollouts(sampler, small_base[1], problems, f, step, [])
+
+
 @pytest.mark.parametrize("step", [0, 5, 9])
 def test_rollouts_start_with_the_demonstration(small_base, step):
     tokenizer = small_base[1]
@@ -548,10 +558,10 @@ def hybrid_counts(rollouts):
 
 def test_uft_hints_every_rollout_by_a_binomial_and_static_one_by_a_window(small_base):
     problems = problems_of(small_base[1], 30)
-    static = roll(small_base, problems, **METHODS["static"])
+    static = starts(small_base, problems, **METHODS["static"])
     assert hybrid_counts(static) == [1] * 30
     for step, p in ((0, 0.95), (3, 0.5), (6, 0.05), (7, 0.0)):
-        uft = roll(small_base, problems, step, **METHODS["uft"])
+        uft = starts(small_base, problems, step, **METHODS["uft"])
         assert hybrid_counts(uft) == [N] * 30
         slices = []
         for i in range(0, len(uft), N):
@@ -565,9 +575,9 @@ def test_uft_hints_every_rollout_by_a_binomial_and_static_one_by_a_window(small_
 
 def test_prefix_rl_starts_all_rollouts_of_half_of_the_problems_and_frozen_one_of_each(small_base):
     problems = problems_of(small_base[1], 60)
-    assert hybrid_counts(roll(small_base, problems, **METHODS["frozen"])) == [1] * 60
+    assert hybrid_counts(starts(small_base, problems, **METHODS["frozen"])) == [1] * 60
     for step in (0, 9):                                         # uniform throughout
-        rollouts = roll(small_base, problems, step, **METHODS["prefix_rl"])
+        rollouts = starts(small_base, problems, step, **METHODS["prefix_rl"])
         counts = hybrid_counts(rollouts)
         assert set(counts) == {0, N} and 15 < counts.count(N) < 45
         shares = [r.prefix_length / r.demo_length for r in rollouts if r.demo_length]
