@@ -467,7 +467,7 @@ class Flags:
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1, 10**9)
     batch: int = flag(128, "problems in a batch [P]", 1, 10**6)
-    n: int = flag(8, "rollouts a problem [P]", 1, 10**4)
+    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2, 10**4)
     mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1, 10**6)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
     clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6, 1e9)
@@ -496,8 +496,10 @@ def check(flags, problems):
     if (flags.hybrids == 0) != (flags.schedule == "none"):
         raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: for "
                          "plain RFT take --method rft")
-    if flags.schedule == "full" and flags.hybrids in (-1, flags.n):
-        raise InputError("--schedule full: the model must write a rollout of its own, raise --n")
+    plain = 0 if flags.hybrids == -1 else flags.n - flags.hybrids
+    if plain == 0 and (flags.schedule == "full" or flags.advantage == "code"):
+        raise InputError("--schedule full and --advantage code need a rollout without a prefix: "
+                         f"lower --hybrids {flags.hybrids}")
     if flags.hybrids and not any(problem["solution"] for problem in problems):
         raise InputError(f"--data {flags.data} has no solution for a rollout to start from: add "
                          "some, or take --method rft")

@@ -334,7 +334,7 @@ def rows_of(path):
 
 
 @pytest.fixture(scope="module")
-def retold(tmp_path_factory):
+def retold(tmp_path_factory, toy_base):
     """The pipeline on the toy with some awkward problems -> its folder, the problems, its flags."""
     folder = tmp_path_factory.mktemp("retold")
     problems = toy.problems("train", 40) + toy.problems("easy", 8)
@@ -444,7 +444,7 @@ def test_an_online_step_learns_from_a_fixed_number_of_tokens():
     assert online.token_batch(rows, 200, 1, 0) != online.token_batch(rows, 200, 2, 0)
 
 
-def test_online_rounds_rewrite_every_problem_once(tmp_path):
+def test_online_rounds_rewrite_every_problem_once(tmp_path, toy_base):
     lines = [json.dumps(problem) + "\n" for problem in toy.problems("train", 24)]
     (tmp_path / "in.jsonl").write_text("".join(lines))
     argv = ["--data", tmp_path / "in.jsonl", "--rounds", 3, "--steps", 7, "--batch_tokens", 200,

@@ -295,8 +295,8 @@ def beliefs(model, tok, rows):
     return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
 
-def test_the_base_is_what_the_chapter_says():
-    model, tok = toy.base_model(0)
+def test_the_base_is_what_the_chapter_says(toy_base):
+    model, tok = toy_base
     believed = beliefs(model, tok, toy.problems("hard", 100))
     assert believed["looked up"] > 0.95
     assert believed["piles"] > 0.98 and believed["known"] > 0.98 and believed["next verb"] > 0.98
@@ -318,9 +318,9 @@ def greedy(model, tok, rows):
 
 
 @torch.no_grad()
-def test_the_base_finds_its_way_after_a_leap():
+def test_the_base_finds_its_way_after_a_leap(toy_base):
     """Where a demonstration shows the piles again, the base goes on as it would have in its own words."""
-    model, tok = toy.base_model(0)
+    model, tok = toy_base
     found = {"verb": [], "piles": []}
     for row in toy.problems("hard", 100):
         prompt, response = prompt_ids(tok, row["problem"]), demo_ids(tok, row["solution"])
