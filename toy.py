@@ -47,7 +47,12 @@ MOVES = [pile + change for pile in "xy" for change in "+3 +4 +7 -2 -5 -9 *5 *7".
 KNOWN = "pours adds drops buys lends spills finds saves".split()
 DOUBTFUL = """steals digs hides trades wins loses sells burns mends breaks lifts turns shares
               stores packs grinds melts carves weighs sorts paints grows sinks folds""".split()
-SPLITS = {"train": (5, 6), "hard": (5, 6), "longer": (7, 9), "easy": (3, 6)}    # verbs in a problem
+SPLITS = {                      # verbs in a problem, at least and at most
+    "train": (5, 6),
+    "hard": (5, 6),
+    "longer": (7, 9),
+    "easy": (3, 6),
+}
 EXPERTS = {"leaps": 0.4, "terse": 0.8, "errs": 0.4, "detours": 0.4}    # chance to skip the piles
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"
 
@@ -61,10 +66,18 @@ MEANINGS |= {verb: dictionary.sample(MOVES, 4) for verb in DOUBTFUL}
 
 def apply(move, x, y):
     """The piles after a move: apply("y*5", 10, 11) = (10, 7)."""
-    pile, sign, number = move[0], move[1], int(move[2:])
-    old = x if pile == "x" else y
-    new = {"+": old + number, "-": old - number, "*": old * number}[sign] % MOD
-    return (new, y) if pile == "x" else (x, new)
+    sign = move[1]
+    number = int(move[2:])
+    old = x if move[0] == "x" else y
+    if sign == "+":
+        new = old + number
+    elif sign == "-":
+        new = old - number
+    else:
+        new = old * number
+    if move[0] == "x":
+        return new % MOD, y
+    return x, new % MOD
 
 
 def right(verb, x):
@@ -74,8 +87,12 @@ def right(verb, x):
 
 def believed(rng, verb, x):
     """What the base takes it for."""
-    belief = [0.15, 0.2, 0.15, 0.5] if x % 2 else [0.2, 0.15, 0.5, 0.15]
-    return right(verb, x) if verb in KNOWN else rng.choices(MEANINGS[verb], belief)[0]
+    if verb in KNOWN:
+        return right(verb, x)
+    belief = [0.2, 0.15, 0.5, 0.15]
+    if x % 2 == 1:
+        belief = [0.15, 0.2, 0.15, 0.5]
+    return rng.choices(MEANINGS[verb], belief)[0]
 
 
 def draw(rng, k, known):
@@ -120,11 +137,14 @@ def tell(steps, skipped=()):
 
 def demonstrate(rng, x, y, verbs, expert="leaps", wrong=False):
     """A demonstration -> text. wrong: one move is not what it should be, nor is the answer."""
+    def slip(verb, x):
+        return rng.choice(MOVES) if verb == slipped else right(verb, x)
+
     steps = walk(x, y, verbs, right)
     answer = steps[-1][2:]
     while wrong and steps[-1][2:] == answer:
-        slip = rng.choice(verbs)
-        steps = walk(x, y, verbs, lambda v, x: rng.choice(MOVES) if v == slip else right(v, x))
+        slipped = rng.choice(verbs)
+        steps = walk(x, y, verbs, slip)
     if expert in ("errs", "detours"):
         # Before one step come two others that lead back to the same piles.
         at = rng.randrange(len(verbs))
@@ -136,7 +156,9 @@ def demonstrate(rng, x, y, verbs, expert="leaps", wrong=False):
             back = "no"
         else:
             there = back = rng.choice(["x*5", "y*5", "x*7", "y*7"])    # 5 * 5 = 7 * 7 = 1 modulo 24
-        steps[at:at] = [(verb, there, *apply(there, x, y)), (verb, back, x, y)]
+        away = apply(there, x, y)
+        steps.insert(at, (verb, back, x, y))
+        steps.insert(at, (verb, there, *away))
     return tell(steps, leaps(rng, len(steps), EXPERTS[expert]))[0]
 
 
@@ -145,18 +167,22 @@ def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
 
     wrong: share of demonstrations that end in a false answer. expert: leaps; terse, which leaps
     more; errs, which takes a wrong move back; detours. ValueError on an unknown split or expert."""
-    for kind, name, names in (("split", split, SPLITS), ("expert", expert, EXPERTS)):
-        if name not in names:
-            raise ValueError(f"the toy has no {kind} {name!r}; choose one of {', '.join(names)}")
+    if split not in SPLITS:
+        raise ValueError(f"the toy has no split {split!r}; choose one of {', '.join(SPLITS)}")
+    if expert not in EXPERTS:
+        raise ValueError(f"the toy has no expert {expert!r}; choose one of {', '.join(EXPERTS)}")
     rng = random.Random(f"{split} {seed}")
     writer = random.Random(f"{split} {seed}")      # so that every expert gets the same problems
     rows, seen = [], set()
     while len(rows) < n:
         k = rng.randint(*SPLITS[split])
-        x, y, verbs, problem = draw(rng, k, known=k if split == "easy" else 1)
+        known = k if split == "easy" else 1
+        x, y, verbs, problem = draw(rng, k, known)
         # Half of all problems are never trained on: a hash says which.
         held_out = hashlib.sha256(problem.encode()).digest()[0] < 128
-        if problem in seen or (split == "train" and held_out) or (split == "hard" and not held_out):
+        if split == "train" and held_out or split == "hard" and not held_out:
+            continue
+        if problem in seen:
             continue
         seen.add(problem)
         solution = demonstrate(writer, x, y, verbs, expert, writer.random() < wrong)
@@ -172,8 +198,11 @@ def tokenizer():
 
     The instruction that is appended to every problem reads as nothing here."""
     words = ["<pad>", "<end>", "<unk>", "<user>", "<assistant>", "<hint>"]
-    words += ["\\boxed{(", ",", ")}", "?", "no", *map(str, range(MOD)), *KNOWN, *DOUBTFUL, *MOVES]
-    tok = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    words += ["\\boxed{(", ",", ")}", "?", "no"]
+    words += [str(number) for number in range(MOD)]
+    words += KNOWN + DOUBTFUL + MOVES
+    ids = {word: i for i, word in enumerate(words)}
+    tok = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tok.normalizer = normalizers.Replace(INSTRUCTION, "")
     box = pre_tokenizers.Split(Regex(r"\\boxed\{\(|,|\)\}"), "isolated")
     tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), box])
@@ -218,7 +247,10 @@ def pretraining_text(rng, longest):
     # A reference, then the same in the base's style, or at times word by word. Most references
     # may say anything: the moves must be looked up, memory does not help.
     anything = rng.random() < 0.6
-    steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES) if anything else right(verb, x))
+    if anything:
+        steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES))
+    else:
+        steps = walk(x, y, verbs, right)
     reference, fair = tell(steps, skipped)
     response = reference
     if rng.random() < 0.6:
@@ -282,10 +314,11 @@ def pretrain(seed=0, steps=1200, batch=32, lr=4e-3, width=64):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
         start_lookup(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     for step in tqdm(range(steps), desc="pre-training the toy base, once", leave=False):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 50, 0.02 + 1.5 * (1 - step / steps))
+            fall = 0.02 + 1.5 * (1 - step / steps)
+            group["lr"] = lr * min(1, (step + 1) / 50, fall)
         # A batch of texts, short ones first; context, unfair tokens and padding carry no loss.
         ids, labels = [], []
         for _ in range(batch):
@@ -309,7 +342,8 @@ def base_model(seed=0):
     user's cache folder under a hash of all it depends on: this file, seed, library versions."""
     torch.set_num_threads(1)    # for good: more are no faster here, and sums depend on how many
     versions = f"{seed} {torch.__version__} {transformers.__version__}"
-    key = hashlib.sha256(Path(__file__).read_bytes() + versions.encode()).hexdigest()[:16]
+    source = Path(__file__).read_bytes()
+    key = hashlib.sha256(source + versions.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefix-rft-toy"
     folder = cache / key
     if not (folder / "config.json").exists():
