@@ -339,7 +339,7 @@ class Flags:
     resume: bool = flag(False, "continue the run in --out")
 
 
-TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 64, "max_new_tokens": 96}
+TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 64, "max_new_tokens": 64}
 
 
 def main(flags):
