@@ -197,16 +197,18 @@ class Slots:
         home = {sample.prompt: slot for slot, sample in enumerate(busy)}
         unread, source, target = [], [], []
         for slot, sample in enumerate(fresh, len(busy)):
-            if sample.prompt in home:
+            known = sample.prompt in home
+            if known:
                 source.append(home[sample.prompt])
                 target.append(slot)
             else:
                 home[sample.prompt] = slot
-                for stream, text in enumerate(sample.texts):
+            for stream, text in enumerate(sample.texts):
+                # The last token is the first input of `advance`: there is one way to sample.
+                if not known:
                     unread.append((text[:-1], slot * self.streams + stream))
-            # The last token is the first input of `advance`: there is one way to sample.
-            self.last[slot] = self.tensor([text[-1] for text in sample.texts])
-            self.pos[slot] = self.tensor([len(text) - 1 for text in sample.texts])
+                self.last[slot, stream] = text[-1]
+                self.pos[slot, stream] = len(text) - 1
             self.step[slot] = 0
             self.state[slot] = 0
             self.u[slot, :sample.budget] = uniforms(seed, sample)
@@ -267,7 +269,8 @@ class Slots:
         keys = keys[:, :self.reach].transpose(1, 2)                     # (B, kv heads, reach, dim)
         values = values[:, :self.reach].transpose(1, 2)
         # Query heads that share a key head become query positions: the keys are read once.
-        q = q.reshape(len(q), keys.shape[1], -1, q.shape[3])
+        B, kv_heads, _, dim = keys.shape
+        q = q.reshape(B, kv_heads, -1, dim)
         return F.scaled_dot_product_attention(q, keys, values, self.shared, scale=scale)
 
     def attend_flash(self, q, keys, values, pos, scale):
@@ -277,9 +280,12 @@ class Slots:
             start = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32)
             self.shared = start, start * self.columns, (pos + 1).int()
         start_q, start_k, used = self.shared
-        return torch.ops.aten._flash_attention_forward(
-            q[:, :, 0], keys.flatten(0, 1), values.flatten(0, 1), start_q, start_k,
-            1, self.columns, 0.0, False, False, scale=scale, seqused_k=used)[0]
+        keys = keys.flatten(0, 1)                                       # (B columns, kv heads, dim)
+        values = values.flatten(0, 1)
+        out = torch.ops.aten._flash_attention_forward(
+            q[:, :, 0], keys, values, start_q, start_k, 1, self.columns, 0.0, False, False,
+            scale=scale, seqused_k=used)
+        return out[0]
 
     def forward(self, B, reach):
         """Logits (B, streams, V) of the tokens after `last`; no row has filled more than reach."""
@@ -441,10 +447,12 @@ def examine(model, length):
     if sorted(slots.layers) != list(range(config.num_hidden_layers)):
         refuse("not all of its layers attend through transformers.AttentionInterface")
     # The median row: bf16 may send a token to another expert, but a wrong model errs in all rows.
-    error = (got - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)
+    largest = want.abs().amax(-1).clamp_min(1e-6)
+    error = (got - want).abs().amax(-1) / largest
+    error = error.median().item()
     exact = model.device.type == "cpu" and model.dtype == torch.float32
-    if not error.median() < (1e-4 if exact else 5e-2):
-        refuse(f"its logits through the slab are off by {error.median():.1e} of their size")
+    if not error < (1e-4 if exact else 5e-2):
+        refuse(f"its logits through the slab are off by {error:.1e} of their size")
 
 
 # ---- the sampler ---------------------------------------------------------------------------------
@@ -550,12 +558,14 @@ class Sampler:
                 slots.fill(busy, fresh, seed)
                 busy += fresh
 
-            # No further than the first budget ends.
-            ahead = min(self.every, min(sample.budget - len(sample.tokens) for sample in busy))
-            reach = 0
+            # No further than the first budget ends; and how far that is from the start of a row.
+            ahead, reach = self.every, 0
             for sample in busy:
+                length = len(sample.tokens)
+                ahead = min(ahead, sample.budget - length)
                 for text in sample.texts:
-                    reach = max(reach, len(text) + len(sample.tokens) + ahead)
+                    reach = max(reach, len(text) + length)
+            reach += ahead
             block = slots.advance(len(busy), ahead, reach, how, combine)
             for sample, *numbers in zip(busy, *block):
                 sample.take(*numbers, stop)
