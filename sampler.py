@@ -229,7 +229,12 @@ class Slots:
             at = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
             self.target = self.tensor(rows)
             self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slots=self)
-        self.target = None
+
+    def aim(self, rows, reach):
+        """What the next layers read is a token a row."""
+        self.target, self.shared, self.reach = None, None, reach
+        self.row = torch.arange(rows, device=self.pos.device)
+        self.at = self.pos.view(-1)[:rows]
 
     def attend(self, layer, q, k, v, scale):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
@@ -251,19 +256,17 @@ class Slots:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
             return out.transpose(1, 2)
 
-        row = torch.arange(B, device=q.device)
-        pos = self.pos.flatten()[:B]
-        keys[row, pos] = k[:, :, 0]
-        values[row, pos] = v[:, :, 0]
+        keys[self.row, self.at] = k[:, :, 0]
+        values[self.row, self.at] = v[:, :, 0]
         attend = self.attend_flash if self.flash else self.attend_masked
-        out = attend(q, keys[:B], values[:B], pos, scale)
+        out = attend(q, keys[:B], values[:B], scale)
         return out.reshape(B, 1, heads, -1)
 
-    def attend_masked(self, q, keys, values, pos, scale):
+    def attend_masked(self, q, keys, values, scale):
         """One query a row against `reach` columns -> (B, kv heads, group, dim)."""
         if self.shared is None:
             # For all layers, added to the scores: -inf on what a row has not filled.
-            unseen = torch.arange(self.reach, device=q.device) > pos[:, None]
+            unseen = torch.arange(self.reach, device=q.device) > self.at[:, None]
             bias = torch.zeros(unseen.shape, dtype=q.dtype, device=q.device)
             self.shared = bias.masked_fill_(unseen, -torch.inf)[:, None, None]
         keys = keys[:, :self.reach].transpose(1, 2)                     # (B, kv heads, reach, dim)
@@ -273,12 +276,12 @@ class Slots:
         q = q.reshape(B, kv_heads, -1, dim)
         return F.scaled_dot_product_attention(q, keys, values, self.shared, scale=scale)
 
-    def attend_flash(self, q, keys, values, pos, scale):
+    def attend_flash(self, q, keys, values, scale):
         """The same by a kernel that is told how much each row has filled -> (B, heads, dim)."""
         if self.shared is None:
             # For all layers: where rows start in the line of all columns, and what they use.
             start = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32)
-            self.shared = start, start * self.columns, (pos + 1).int()
+            self.shared = start, start * self.columns, (self.at + 1).int()
         start_q, start_k, used = self.shared
         keys = keys.flatten(0, 1)                                       # (B columns, kv heads, dim)
         values = values.flatten(0, 1)
@@ -289,10 +292,9 @@ class Slots:
 
     def forward(self, B, reach):
         """Logits (B, streams, V) of the tokens after `last`; no row has filled more than reach."""
-        self.reach, self.shared = reach, None
+        self.aim(B * self.streams, reach)
         ids = self.last[:B].view(-1, 1)
-        pos = self.pos[:B].view(-1, 1)
-        out = self.model(input_ids=ids, position_ids=pos, use_cache=False, slots=self)
+        out = self.model(input_ids=ids, position_ids=self.at[:, None], use_cache=False, slots=self)
         return out.logits.view(B, self.streams, -1)
 
     def replay(self, B, reach):
@@ -581,7 +583,9 @@ def main():
     model, tokenizer = toy.base_model(0)
     prompts = []
     for problem in toy.problems("train", 6):
-        prompts.append(tokenizer(problem["problem"] + toy.INSTRUCTION + "\n").input_ids)
+        turn = {"role": "user", "content": problem["problem"]}
+        text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        prompts.append(tokenizer(text).input_ids)
 
     def look(tokens):
         print(f"{len(tokens):3} tokens: {tokenizer.decode(tokens)}")

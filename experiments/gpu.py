@@ -146,14 +146,14 @@ def layer_attention(size):
     for context in size.contexts:
         for rows in (8, *size.rows):
             slots = Slots(SimpleNamespace(device=size.device), rows, 1, context, context)
-            slots.target, slots.reach, slots.shared = None, context, None
             slots.pos += context - 1
+            slots.aim(rows, context)
             q = torch.randn(rows, 12, 1, 128, device=size.device, dtype=size.dtype)
             k = torch.randn(rows, 2, 1, 128, device=size.device, dtype=size.dtype)
             floor = 2 * rows * context * 2 * 128 * k.element_size() / rate
             slots.attend(0, q, k, k, 0.1)
             for slots.flash in (True, False) if slots.flash else (False,):
-                slots.shared = None
+                slots.aim(rows, context)
                 took = seconds(lambda: slots.attend(0, q, k, k, 0.1), 20)
                 path = "flash" if slots.flash else "masked"
                 print(f"{rows:6}{context:9}  {path:7}{1e6 * took:4.0f}{1e6 * floor:10.0f}")

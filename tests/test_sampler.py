@@ -608,7 +608,8 @@ def test_flash_layout_equals_plain_attention(kv_heads, flash):
     new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g)
                            for heads in (4, kv_heads, kv_heads))
     pos = torch.tensor([0, 29, 12])
-    slots.target, slots.shared, slots.pos[:3, 0] = None, None, pos
+    slots.pos[:3, 0] = pos
+    slots.aim(3, 40)
     got = slots.attend(0, new_q, new_k, new_v, 0.3)                         # (3, 1, 4, 8)
     for i, p in enumerate(pos.tolist()):
         keys, values = (torch.cat([x[i, :, :p], new[i]], 1) for x, new in ((k, new_k), (v, new_v)))
