@@ -1,25 +1,28 @@
 """
-sampler.py - sampling from a language model in batches: the loop in which all the methods spend their time.
+sampler.py - sampling from a language model in batches: where all the methods spend their time.
 
-`model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row is done. Here the
-keys and values live in one slab in which column c of a row always holds its token c; while a call lasts, the model's
-attention is replaced by one function that writes a column and looks at those before it; and a sample that is done
-leaves its slot to the next one. The samples are those of `generate`, in less time.
+`model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row
+is done. Here keys and values live in one slab in which column c of a row always holds its token c.
+While a call lasts, the model's attention is replaced by one function that writes a column and looks
+at those before it. A sample that is done leaves its slot to the next. The samples are those of
+`generate`, in less time.
 
     slot      one of `rows` places in the batch, which a sample occupies until it is done
-    stream    with streams=2 a slot is two rows of the model: two contexts, fed the same sampled tokens
-    last      the token that a row is fed next; pos: its position, hence the column of the slab it fills
-    reach     how many columns attention looks at: those of the longest row, masked for the others
-    logp      log p(y_t); entropy: H[p_t]; both of the temperature-scaled, untruncated distribution, in nats
+    stream    with streams=2 a slot is two rows: two contexts, fed the same sampled tokens
+    last      the token that a row is fed next
+    pos       its position, hence the column of the slab it fills
+    reach     how many columns attention looks at: those of the longest row
+    logp      log p(y_t), entropy H[p_t]: of the temperature-scaled, untruncated distribution, nats
 
-Randomness: sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j, step)
-and on nothing else: not on `rows`, nor on the order or the company of the prompts (as far as float rounding permits).
+Sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j,
+step) and on nothing else. So neither `rows`, nor the order of the prompts, nor their company change
+a sample, as far as float rounding permits.
 
-Left out: beam search, repetition penalties, sliding windows shorter than `length`, paged or quantised caches,
-speculative decoding, several GPUs. A model that cannot be served is refused by name, never served slightly wrong.
+Left out: beam search, repetition penalties, sliding windows shorter than `length`, paged caches,
+speculative decoding, several GPUs. A model that cannot be served is refused by name.
 
-    python sampler.py                       how slots are refilled, and that the texts are those of generate: seconds
-    python -m experiments.race              how much faster than generate
+    python sampler.py              how slots are refilled; the texts are those of generate: seconds
+    python -m experiments.race     how much faster than generate
 """
 
 import copy
@@ -35,61 +38,63 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
-# cuDNN's attention, torch's first choice on Hopper, builds a plan for every new shape, which takes a good part of a
-# second. Prompts and micro-batches of ragged texts have a new shape nearly every time.
+# cuDNN's attention, torch's first choice on Hopper, builds a plan for every new shape, which takes
+# a good part of a second. Prompts and ragged micro-batches have a new shape nearly every time.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-CANDIDATES = 1024       # among so many tokens top-p looks for its nucleus, before it sorts them all
+CANDIDATES = 1024       # top-p looks for its nucleus among so many tokens, before it sorts them all
 
 
 @dataclass
 class Sample:
-    """One continuation of one prompt. The first four fields are the result, the others are for the loop."""
+    """One continuation of a prompt: the first four fields are the result, the others the loop's."""
 
     tokens: list = field(default_factory=list)      # ids, the stop token included
     logp: list = field(default_factory=list)        # nats, one a token
     entropy: list = field(default_factory=list)     # nats, one a token
     finished: bool = False                          # by a stop token
     texts: tuple = field(default=(), repr=False)    # the prompt, one tuple of ids a stream
-    prompt: int = 0                                 # the number of the prompt, or of an equal one before it
+    prompt: int = 0                                 # its number, or that of an equal one before it
     number: int = 0                                 # which sample of its prompt this is
     budget: int = 0                                 # how many tokens it may have
     done: bool = False
 
     def take(self, tokens, logp, entropy, stop):
-        """Add new tokens up to the first stop token or the budget; what was sampled behind it is nobody's."""
-        for token, a, b in zip(tokens, logp, entropy):
+        """Add sampled tokens, up to the first stop token or the budget."""
+        for token, token_logp, token_entropy in zip(tokens, logp, entropy):
             if self.done:
                 break
             self.tokens.append(token)
-            self.logp.append(a)
-            self.entropy.append(b)
+            self.logp.append(token_logp)
+            self.entropy.append(token_entropy)
             self.finished = token in stop
             self.done = self.finished or len(self.tokens) == self.budget
 
     def cut(self, length):
-        """End it after `length` tokens, unless it has just ended there by itself, or length is None."""
+        """End it after `length` tokens (None: go on), unless it has just ended there by itself."""
         if length is None or (self.done and length == len(self.tokens)):
             return
         for numbers in (self.tokens, self.logp, self.entropy):
             del numbers[length:]
-        self.finished, self.done = False, True
+        self.finished = False
+        self.done = True
 
 
-# ---- one token -------------------------------------------------------------------------------------------------------
+# ---- one token -----------------------------------------------------------------------------------
 
 def uniforms(seed, sample):
     """The numbers in [0, 1) by which a sample draws its tokens: (budget,) float32."""
-    key = hashlib.sha256(repr((seed, sample.texts, sample.number)).encode())
-    rng = np.random.default_rng(list(key.digest()))
+    key = repr((seed, sample.texts, sample.number)).encode()
+    digest = hashlib.sha256(key).digest()
+    rng = np.random.default_rng(list(digest))
     return torch.from_numpy(rng.random(sample.budget, dtype=np.float32))
 
 
 def invert(p, u):
-    """The first index at which the cumulative sum of p (R, V) exceeds the share u (R,) of its total -> (R, 1).
+    """The first index at which the cumulative sum of p (R, V) exceeds the share u (R,) of its
+    total -> (R, 1). By rounding p may be 0 there: that is for the caller to see.
 
-    In two levels, since a cumulative sum over a whole vocabulary is slow: which block, then where in it. By rounding
-    the index may be one at which p is 0: that is for the caller to see.
+    In two levels, since a cumulative sum over a vocabulary is slow: which block, then where in it.
     """
     R, V = p.shape
     size = min(V, 256)
@@ -98,7 +103,7 @@ def invert(p, u):
     target = u[:, None] * cdf[:, -1:]                                   # (R, 1)
     block = torch.searchsorted(cdf, target, right=True)
     block.clamp_(max=cdf.shape[1] - 1)
-    # the same inside the block, for what is left of the target
+    # The same inside the block, for what is left of the target.
     target -= F.pad(cdf, (1, 0)).gather(1, block)
     inside = blocks.take_along_dim(block[:, :, None], 1)[:, 0]          # (R, size)
     place = torch.searchsorted(inside.cumsum(-1), target, right=True)
@@ -106,45 +111,52 @@ def invert(p, u):
 
 
 def truncate(p, top_k, top_p, candidates):
-    """Keep the top_k likeliest tokens (0: all), and of those the smallest set that holds top_p of their mass.
+    """Keep the top_k likeliest tokens (0: all), and of those the fewest that hold top_p of their
+    mass.
 
-    p (R, V) -> kept (R, k), 0 behind the nucleus and not renormalised; their ids (R, k); fits (R,) bool. Without top_k
-    only the likeliest `candidates` are looked at, and a row whose nucleus is wider does not fit.
+    p (R, V) -> kept (R, k), not renormalised, 0 behind the nucleus; their ids (R, k); fits (R,)
+    bool: without top_k only so many `candidates` are looked at, and a nucleus may be wider.
     """
     k = min(top_k or candidates, p.shape[1])
     top, ids = p.topk(k)
-    # a token is in the nucleus if the likelier ones do not fill it
     mass = top.sum(-1, keepdim=True) if top_k else 1.0
+    # A token is in the nucleus if the likelier ones do not fill it.
     before = top.cumsum(-1) - top
     kept = top * (before < top_p * mass)
-    fits = (kept[:, -1] == 0) | (k in (top_k, p.shape[1]))
+    everything = k in (top_k, p.shape[1])
+    fits = (kept[:, -1] == 0) | everything
     return kept, ids, fits
 
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
-    """The next tokens, and what the distribution says of them.
+    """The next tokens, and what the distribution says of them. First temperature, then top_k, then
+    top_p, as in Hugging Face. Temperature 0 is argmax, with logp and entropy of temperature 1.
 
-    logits (R, V) float32, u (R,) in [0, 1) -> token (R,) int64, logp (R,), entropy (R,), fits (R,) bool as above.
-    First temperature, then top_k, then top_p, as in Hugging Face. Temperature 0 is argmax, with logp and entropy of 1.
+    logits (R, V) float32, u (R,) in [0, 1) -> token (R,) int64, logp (R,), entropy (R,), fits (R,)
     """
-    if temperature > 0:
+    if temperature not in (0, 1):
         logits = logits / temperature
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
-    entropy = -(p * log_p.clamp_min(-200)).sum(-1)                      # 0 * inf is NaN, and p is 0 long before
-    token = logits.argmax(-1, keepdim=True)                             # (R, 1)
+    entropy = -(p * log_p.clamp_min(-200)).sum(-1)      # 0 * inf is NaN, and p is 0 long before
+    likeliest = logits.argmax(-1, keepdim=True)                         # (R, 1)
     fits = torch.ones_like(u, dtype=torch.bool)
-    if temperature > 0:
-        ids = torch.arange(p.shape[1], device=p.device).expand_as(p)
+    if temperature == 0:
+        token = likeliest
+    else:
         if top_k or top_p < 1:
-            p, ids, fits = truncate(p, top_k, top_p, candidates)
-        place = invert(p, u)
-        # where rounding led out of the support: the likeliest token
-        token = torch.where(p.gather(1, place) > 0, ids.gather(1, place), token)
+            kept, ids, fits = truncate(p, top_k, top_p, candidates)
+            place = invert(kept, u)
+            token, mass = ids.gather(1, place), kept.gather(1, place)
+        else:
+            token = invert(p, u)
+            mass = p.gather(1, token)
+        # Rounding may lead out of the support.
+        token = torch.where(mass > 0, token, likeliest)
     return token[:, 0], log_p.gather(1, token)[:, 0], entropy, fits
 
 
-# ---- the slots, the slab, and the attention that reads it ------------------------------------------------------------
+# ---- the slots, the slab, and the attention that reads it ----------------------------------------
 
 def flash_fits(q, k, v):
     """Whether the kernel of flash attention takes these queries, keys and values."""
@@ -156,21 +168,22 @@ def flash_fits(q, k, v):
 
 
 class Slots:
-    """What a call keeps on the device. The slots in use come first; slot i is the rows i * streams and following.
+    """What a call keeps on the device. The slots in use come first; a slot is `streams` rows.
 
-    A model that is called with `slots=` reads either prompts (row i of its batch fills row target[i] of the slab, from
-    column 0 on) or one token a row (row i fills column pos[i] and looks at the columns up to it).
+    A model called with `slots=` reads either prompts (row i of its batch fills row target[i] of the
+    slab, from column 0 on) or one token a row (row i fills column pos[i] and looks back from it).
     """
 
     def __init__(self, model, count, streams, columns, longest):
         self.model, self.streams, self.columns = model, streams, columns
-        self.longest = longest                  # text there may be: a layer that looks less far back is refused
-        self.layers = {}                        # layer -> keys, values: the slab, (rows, columns, kv heads, dim) each
+        self.longest = longest                  # text: a layer that looks less far back is refused
+        self.layers = {}                        # keys and values: (rows, columns, kv heads, dim)
         self.flash = False                      # until a layer says otherwise
-        self.graphs = {}                        # number of slots -> CUDA graph, the logits it writes
+        self.graphs = {}                        # number of slots -> CUDA graph, its logits
         self.candidates = CANDIDATES
         zeros = torch.zeros(count, streams, dtype=torch.long, device=model.device)
-        self.last, self.pos = zeros, zeros.clone()
+        self.last = zeros
+        self.pos = zeros.clone()
         self.step = zeros[:, 0].clone()         # tokens sampled so far
         self.state = zeros[:, 0].clone()        # what `combine` remembers
         self.u = torch.zeros(count, columns, device=model.device)       # the random numbers
@@ -179,20 +192,23 @@ class Slots:
         return torch.tensor(numbers, device=self.pos.device)
 
     def fill(self, busy, fresh, seed):
-        """Put samples into the slots behind the busy ones. A prompt the slab holds is copied, a new one read, once."""
+        """Put samples into the slots behind the busy ones. A prompt that the slab holds is copied,
+        a new one is read, once."""
         home = {sample.prompt: slot for slot, sample in enumerate(busy)}
         unread, source, target = [], [], []
         for slot, sample in enumerate(fresh, len(busy)):
-            if sample.prompt in home:
+            known = sample.prompt in home
+            if known:
                 source.append(home[sample.prompt])
                 target.append(slot)
             else:
                 home[sample.prompt] = slot
-                for stream, text in enumerate(sample.texts):
+            for stream, text in enumerate(sample.texts):
+                # The last token is the first input of `advance`: there is one way to sample.
+                if not known:
                     unread.append((text[:-1], slot * self.streams + stream))
-            # the last token of a prompt is the first input of `advance`: there is one way to sample
-            self.last[slot] = self.tensor([text[-1] for text in sample.texts])
-            self.pos[slot] = self.tensor([len(text) - 1 for text in sample.texts])
+                self.last[slot, stream] = text[-1]
+                self.pos[slot, stream] = len(text) - 1
             self.step[slot] = 0
             self.state[slot] = 0
             self.u[slot, :sample.budget] = uniforms(seed, sample)
@@ -202,7 +218,7 @@ class Slots:
             self.copy(self.tensor(source), self.tensor(target), longest)
 
     def read(self, unread, at_once=8192):
-        """Prefill texts, a list of (text, row of the slab), about `at_once` tokens at a time, right-padded."""
+        """Prefill texts, a list of (text, row), about `at_once` tokens at a time, right-padded."""
         unread = [pair for pair in unread if len(pair[0]) > 0]
         unread.sort(key=lambda pair: len(pair[0]), reverse=True)
         while unread:
@@ -213,66 +229,81 @@ class Slots:
             at = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
             self.target = self.tensor(rows)
             self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slots=self)
-        self.target = None
+
+    def aim(self, rows, reach):
+        """What the next layers read is a token a row."""
+        self.target, self.shared, self.reach = None, None, reach
+        self.row = torch.arange(rows, device=self.pos.device)
+        self.at = self.pos.view(-1)[:rows]
 
     def attend(self, layer, q, k, v, scale):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
         B, heads, T, _ = q.shape
+        kv_heads = k.shape[1]
         if layer not in self.layers:
-            shape = self.pos.numel(), self.columns, k.shape[1]
-            self.layers[layer] = k.new_zeros(*shape, k.shape[3]), v.new_zeros(*shape, v.shape[3])
+            shape = self.pos.numel(), self.columns, kv_heads
+            keys = k.new_zeros(*shape, k.shape[3])
+            values = v.new_zeros(*shape, v.shape[3])
+            self.layers[layer] = keys, values
             self.flash = flash_fits(q, k, v)
         keys, values = self.layers[layer]
+
         if self.target is not None:
             keys[self.target, :T] = k.transpose(1, 2)
             values[self.target, :T] = v.transpose(1, 2)
-            k = k.repeat_interleave(heads // k.shape[1], 1)
-            v = v.repeat_interleave(heads // v.shape[1], 1)
+            k = k.repeat_interleave(heads // kv_heads, 1)
+            v = v.repeat_interleave(heads // kv_heads, 1)
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
             return out.transpose(1, 2)
-        index, pos = torch.arange(B, device=q.device), self.pos.flatten()[:B]
-        keys[index, pos] = k[:, :, 0]
-        values[index, pos] = v[:, :, 0]
-        attend = self.attend_flash if self.flash else self.attend_masked
-        return attend(q, keys[:B], values[:B], pos, scale).reshape(B, 1, heads, -1)
 
-    def attend_masked(self, q, keys, values, pos, scale):
-        """One query a row against the first `reach` columns -> (B, kv heads, group, dim)."""
+        keys[self.row, self.at] = k[:, :, 0]
+        values[self.row, self.at] = v[:, :, 0]
+        attend = self.attend_flash if self.flash else self.attend_masked
+        out = attend(q, keys[:B], values[:B], scale)
+        return out.reshape(B, 1, heads, -1)
+
+    def attend_masked(self, q, keys, values, scale):
+        """One query a row against `reach` columns -> (B, kv heads, group, dim)."""
         if self.shared is None:
-            # for all layers, added to the scores: -inf on the columns that a row has not filled
-            unseen = torch.arange(self.reach, device=q.device) > pos[:, None]
+            # For all layers, added to the scores: -inf on what a row has not filled.
+            unseen = torch.arange(self.reach, device=q.device) > self.at[:, None]
             bias = torch.zeros(unseen.shape, dtype=q.dtype, device=q.device)
             self.shared = bias.masked_fill_(unseen, -torch.inf)[:, None, None]
         keys = keys[:, :self.reach].transpose(1, 2)                     # (B, kv heads, reach, dim)
         values = values[:, :self.reach].transpose(1, 2)
-        # the query heads that share a key head become query positions: the keys are read once
-        q = q.reshape(len(q), keys.shape[1], -1, q.shape[3])
+        # Query heads that share a key head become query positions: the keys are read once.
+        B, kv_heads, _, dim = keys.shape
+        q = q.reshape(B, kv_heads, -1, dim)
         return F.scaled_dot_product_attention(q, keys, values, self.shared, scale=scale)
 
-    def attend_flash(self, q, keys, values, pos, scale):
-        """The same by a kernel that is told how many columns each row has filled -> (B, heads, dim)."""
+    def attend_flash(self, q, keys, values, scale):
+        """The same by a kernel that is told how much each row has filled -> (B, heads, dim)."""
         if self.shared is None:
-            # for all layers: where a row starts in the line of all columns, and how many of its columns are filled
+            # For all layers: where rows start in the line of all columns, and what they use.
             start = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32)
-            self.shared = start, start * self.columns, (pos + 1).int()
+            self.shared = start, start * self.columns, (self.at + 1).int()
         start_q, start_k, used = self.shared
-        return torch.ops.aten._flash_attention_forward(
-            q[:, :, 0], keys.flatten(0, 1), values.flatten(0, 1), start_q, start_k, 1, self.columns,
-            0.0, False, False, scale=scale, seqused_k=used)[0]
+        keys = keys.flatten(0, 1)                                       # (B columns, kv heads, dim)
+        values = values.flatten(0, 1)
+        out = torch.ops.aten._flash_attention_forward(
+            q[:, :, 0], keys, values, start_q, start_k, 1, self.columns, 0.0, False, False,
+            scale=scale, seqused_k=used)
+        return out[0]
 
     def forward(self, B, reach):
-        """Logits (B, streams, V) of the tokens after `last`, when no row has filled more than `reach` columns."""
-        self.reach, self.shared = reach, None
-        ids, pos = self.last[:B].view(-1, 1), self.pos[:B].view(-1, 1)
-        out = self.model(input_ids=ids, position_ids=pos, use_cache=False, slots=self)
+        """Logits (B, streams, V) of the tokens after `last`; no row has filled more than reach."""
+        self.aim(B * self.streams, reach)
+        ids = self.last[:B].view(-1, 1)
+        out = self.model(input_ids=ids, position_ids=self.at[:, None], use_cache=False, slots=self)
         return out.logits.view(B, self.streams, -1)
 
     def replay(self, B, reach):
         """`forward` from a CUDA graph, if there can be one."""
-        # a graph fixes how much attention reads: it needs the kernel that reads what each row has filled
+        # A graph fixes how much attention reads, unless the kernel is told on the device.
         if not self.flash:
             return self.forward(B, reach)
-        size = min(len(self.pos), max(8, 1 << (B - 1).bit_length()))        # the next power of two
+        power_of_two = 1 << (B - 1).bit_length()
+        size = min(len(self.pos), max(8, power_of_two))
         if size not in self.graphs:
             self.graphs[size] = self.capture(size)
         graph, logits = self.graphs[size]
@@ -282,26 +313,28 @@ class Slots:
         return logits[:B]
 
     def capture(self, size):
-        """Record `forward` as a graph -> graph, the logits it writes; None, None for a model that cannot be."""
-        self.forward(size, self.columns)        # warm up; a step done twice writes the same keys twice
+        """Record `forward` -> graph, the logits it writes; None, None if the model forbids it."""
+        self.forward(size, self.columns)        # warms up; done twice, a step writes the same
         stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 logits = self.forward(size, self.columns)
             return graph, logits
         except RuntimeError as error:
-            # leaving a broken capture raises anew: what went wrong first is its context
+            # Leaving a broken capture raises anew: what went wrong first is its context.
             for cause in (error, error.__context__):
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause
-            warnings.warn(f"no CUDA graph of {type(self.model).__name__}, its kernels are launched singly: {error}")
+            warnings.warn(f"no CUDA graph of {type(self.model).__name__}, kernels are launched "
+                          f"one by one: {error}")
             return None, None
         finally:
-            torch.cuda.set_stream(stream)       # a capture that failed leaves its own stream current
+            torch.cuda.set_stream(stream)       # a capture that failed leaves its own current
 
     def advance(self, B, ahead, reach, how, combine):
-        """`ahead` tokens for the first B slots -> tokens, logp, entropy, each a list of B lists of `ahead`."""
-        last, pos, step, state = self.last[:B], self.pos[:B], self.step[:B], self.state[:B]
+        """`ahead` tokens for the first B slots -> tokens, logp, entropy: B lists of `ahead`."""
+        last, pos = self.last[:B], self.pos[:B]
+        step, state = self.step[:B], self.state[:B]
         before = last.clone(), pos.clone(), step.clone(), state.clone()
         block = []
         for _ in range(ahead):                  # nothing in this loop waits for the device
@@ -316,17 +349,17 @@ class Slots:
             last[:] = drawn[0][:, None]         # every stream is fed the sampled token
             pos += 1
             step += 1
-        tokens, logp, entropy, fits = (torch.stack(part, 1) for part in zip(*block))        # (B, ahead)
+        tokens, logp, entropy, fits = (torch.stack(part, 1) for part in zip(*block))
         if fits.all():
             return tokens.tolist(), logp.tolist(), entropy.tolist()
-        # a nucleus was wider than the candidates: back to where we were, and from now on all tokens are sorted
-        self.candidates = logits.shape[-1]
+        # A nucleus was wider than the candidates: the block once more, from now on sorting all.
+        self.candidates = logits.shape[1]
         for x, old in zip((last, pos, step, state), before):
             x.copy_(old)
         return self.advance(B, ahead, reach, how, combine)
 
     def close_ranks(self, busy, columns):
-        """Move the last samples that go on into the slots of those that are done -> the samples that go on."""
+        """Move the last samples that go on into the slots of those that are done -> the former."""
         B = sum(not sample.done for sample in busy)
         holes = [slot for slot in range(B) if busy[slot].done]
         tail = [slot for slot in range(B, len(busy)) if not busy[slot].done]
@@ -337,36 +370,37 @@ class Slots:
             self.copy(source, target, columns)
             for x in (self.last, self.pos, self.step, self.state, self.u):
                 x.index_copy_(0, target, x.index_select(0, source))
-        self.pos[B:] = 0                        # a graph steps free slots along: they shall read one column
+        self.pos[B:] = 0                        # free slots in a graph shall read one column
         return busy[:B]
 
     def copy(self, source, target, columns):
-        """The first columns of the slab from the slots `source` into the slots `target`, index tensors both."""
+        """The first columns of the slots `source` into the slots `target`, index tensors both."""
         for pair in self.layers.values():
             for x in pair:
                 x = x.unflatten(0, (-1, self.streams))[:, :, :columns]
                 x.index_copy_(0, target, x.index_select(0, source))
 
 
-def slab_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, slots=None,
-                   dropout=0.0, position_ids=None, is_causal=True, **others):
-    """What every layer calls in place of its own attention; `slots` is a keyword of the model's call."""
+def slab_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None,
+                   slots=None, dropout=0.0, position_ids=None, is_causal=True, **others):
+    """What a layer calls in place of its attention; `slots` is a keyword of the model's call."""
     if attention_mask is not None:
         raise ValueError("attention with a mask of its own")
     if sliding_window is not None and sliding_window < slots.longest:
-        raise ValueError(f"attention with a sliding window of {sliding_window}, shorter than length={slots.longest}")
+        raise ValueError(f"attention with a sliding window of {sliding_window}, shorter than "
+                         f"length={slots.longest}")
     for name, option in others.items():
         if option is not None and option is not False:
             raise ValueError(f"attention with {name}")
     return slots.attend(module.layer_idx, query, key, value, scaling), None
 
 
-AttentionInterface.register("slab", slab_attention)     # a name for which transformers builds no mask
+AttentionInterface.register("slab", slab_attention)     # for this name no mask is built
 
 
 @contextmanager
 def attention(model, name):
-    """The model with attention `name`, in eval mode, without autocast or gradients; then all as it was."""
+    """The model with attention `name`, in eval mode, no autocast, no gradients; then as it was."""
     config = model.config.get_text_config()
     old = config._attn_implementation
     training = [module for module in model.modules() if module.training]
@@ -386,7 +420,7 @@ def examine(model, length):
     def refuse(cause):
         raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}")
 
-    # what a short text cannot show
+    # What a short text cannot show.
     config = model.config.get_text_config()
     for kind in getattr(config, "layer_types", None) or []:
         if kind not in ("full_attention", "sliding_attention"):
@@ -399,7 +433,7 @@ def examine(model, length):
         if "dynamic" in rope or "longrope" in rope:
             refuse(f"{rope} rope, whose frequencies depend on the longest row of a batch")
 
-    # the proof: four texts of eight tokens, read as seven and one, must give the model's own logits
+    # The proof: four texts of eight tokens, read as seven and one, give the model's own logits.
     ids = torch.arange(32, device=model.device).view(4, 8) * 37 + 11
     ids %= model.get_input_embeddings().num_embeddings
     with attention(model, "eager"):
@@ -414,35 +448,37 @@ def examine(model, length):
         refuse(f"{error} (its layers must attend through transformers.AttentionInterface)")
     if sorted(slots.layers) != list(range(config.num_hidden_layers)):
         refuse("not all of its layers attend through transformers.AttentionInterface")
-    # the median row: bf16 may send a token of one row to another expert, but a wrong model errs in every row
-    error = (got - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)
+    # The median row: bf16 may send a token to another expert, but a wrong model errs in all rows.
+    largest = want.abs().amax(-1).clamp_min(1e-6)
+    error = (got - want).abs().amax(-1) / largest
+    error = error.median().item()
     exact = model.device.type == "cpu" and model.dtype == torch.float32
-    if not error.median() < (1e-4 if exact else 5e-2):
-        refuse(f"its logits through the slab are off by {error.median():.1e} of their size")
+    if not error < (1e-4 if exact else 5e-2):
+        refuse(f"its logits through the slab are off by {error:.1e} of their size")
 
 
-# ---- the sampler -----------------------------------------------------------------------------------------------------
+# ---- the sampler ---------------------------------------------------------------------------------
 
 class Sampler:
-    """Samples from a decoder-only Hugging Face model, `rows` samples at a time, texts of up to `length` tokens.
+    """Samples from a decoder-only Hugging Face model, `rows` side by side, of texts of at most
+    `length` tokens. ValueError for a model that the slab cannot serve.
 
-    The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin in that
-    precision (bf16 beside float32 training weights), as of the last `sync`. ValueError for a model the slab cannot
-    serve.
+    The model is used as it is, so its weights may change between calls. With `dtype` the sampler
+    keeps a twin in that precision (bf16 beside float32 weights that learn), as of the last `sync`.
     """
 
     def __init__(self, model, rows=64, length=2048, streams=1, dtype=None):
         if dtype not in (None, model.dtype):
-            # the parameters only: rotary frequencies must stay float32
+            # The parameters only: rotary frequencies must stay float32.
             model = copy.deepcopy(model).requires_grad_(False)
             for p in model.parameters():
                 p.data = p.data.to(dtype)
         if not any("inv_freq" in name for name, _ in model.named_buffers()):
-            # positions come from a table
+            # Positions come from a table.
             length = min(length, getattr(model.config, "max_position_embeddings", length))
         examine(model, length)
         self.model, self.rows, self.length, self.streams = model, rows, length, streams
-        self.every = 32 if model.device.type == "cuda" else 4           # tokens between two looks of the host
+        self.every = 32 if model.device.type == "cuda" else 4       # tokens between looks
 
     def sync(self, model):
         """Copy the weights of `model` into the twin."""
@@ -450,24 +486,25 @@ class Sampler:
             for mine, theirs in zip(self.model.parameters(), model.parameters()):
                 mine.copy_(theirs)
 
-    def __call__(self, prompts, n=1, max_new_tokens=256, stop=None, temperature=1.0, top_k=0, top_p=1.0, seed=0,
-                 combine=None, halt=None):
-        """Sample n continuations of every prompt -> list of Sample; number r belongs to prompt r // n.
+    def __call__(self, prompts, n=1, max_new_tokens=256, stop=None, temperature=1.0, top_k=0,
+                 top_p=1.0, seed=0, combine=None, halt=None):
+        """n continuations of every prompt -> list of Sample; number r belongs to prompt r // n.
 
-        prompts         ragged lists of token ids; with streams=2 pairs of them, fed the same sampled tokens
-        max_new_tokens  an int, or one for every prompt
+        prompts         ragged lists of token ids; with streams=2 pairs of lists
+        max_new_tokens  an int, or a list with one for every prompt
         stop            ids of the tokens that end a sample; None: the model's own EOS
         temperature     0 is greedy; top_k=0 and top_p=1 truncate nothing
-        combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled so far, state (R,)
-                        int64, 0 at first) -> log-probs (R, V), normalised or not; the new state (R,)
-        halt            (list of tokens sampled so far) -> the length to cut the sample to, or None to go on; asked
-                        after every `every` tokens, and a sample it cuts is not finished
+        combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled
+                        so far, state (R,) int64, at first 0) -> log-probs (R, V), normalised or
+                        not; the new state (R,)
+        halt            (list of tokens sampled so far) -> the length to cut the sample to, or None;
+                        asked every `every` tokens, and what it cuts is not finished
         ValueError, naming the prompt, for what cannot be sampled.
         """
         if not (n >= 1 and temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
             raise ValueError(f"cannot sample with {n=}, {temperature=}, {top_k=}, {top_p=}")
         if self.streams > 1 and combine is None:
-            raise ValueError(f"{self.streams} streams need a `combine` to make one distribution of them")
+            raise ValueError(f"{self.streams} streams need a `combine`")
         if stop is None:
             stop = self.model.generation_config.eos_token_id
             stop = stop if isinstance(stop, list) else [stop]
@@ -480,13 +517,14 @@ class Sampler:
         """Check the request and make a list of empty samples of it."""
         if len(prompts) == 0:
             raise ValueError("no prompts to sample from")
-        if not isinstance(max_new_tokens, (list, tuple)):
-            max_new_tokens = [max_new_tokens] * len(prompts)
-        if len(max_new_tokens) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(max_new_tokens)} values of max_new_tokens")
+        budgets = max_new_tokens
+        if not isinstance(budgets, (list, tuple)):
+            budgets = [budgets] * len(prompts)
+        if len(budgets) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(budgets)} values of max_new_tokens")
         vocabulary = self.model.get_input_embeddings().num_embeddings
         samples, known, count = [], {}, Counter()
-        for i, (prompt, budget) in enumerate(zip(prompts, max_new_tokens)):
+        for i, (prompt, budget) in enumerate(zip(prompts, budgets)):
             texts = prompt if self.streams > 1 else [prompt]
             texts = tuple(tuple(map(int, text)) for text in texts)
             if len(texts) != self.streams:
@@ -495,14 +533,16 @@ class Sampler:
                 if len(text) == 0:
                     raise ValueError(f"prompt {i} is empty")
                 if min(text) < 0 or max(text) >= vocabulary:
-                    raise ValueError(f"prompt {i} has a token id outside the vocabulary of {vocabulary}")
+                    raise ValueError(f"prompt {i} has a token outside the vocabulary of "
+                                     f"{vocabulary}")
                 if budget < 0 or len(text) + budget > self.length:
-                    raise ValueError(f"prompt {i}: {len(text)} tokens and {budget} new ones do not fit "
-                                     f"length={self.length}")
-            # a prompt listed twice goes on counting
+                    raise ValueError(f"prompt {i}: {len(text)} tokens and {budget} new ones do not "
+                                     f"fit length={self.length}")
+            # A prompt listed twice goes on counting.
             first = known.setdefault(texts, i)
             for _ in range(n):
-                samples.append(Sample(texts=texts, prompt=first, number=count[first], budget=budget))
+                samples.append(Sample(texts=texts, prompt=first, number=count[first],
+                                      budget=budget))
                 count[first] += 1
         return samples
 
@@ -520,9 +560,14 @@ class Sampler:
                 slots.fill(busy, fresh, seed)
                 busy += fresh
 
-            # no further than the first budget ends
-            ahead = min(self.every, min(sample.budget - len(sample.tokens) for sample in busy))
-            reach = ahead + max(len(text) + len(sample.tokens) for sample in busy for text in sample.texts)
+            # No further than the first budget ends; and how far that is from the start of a row.
+            ahead, reach = self.every, 0
+            for sample in busy:
+                length = len(sample.tokens)
+                ahead = min(ahead, sample.budget - length)
+                for text in sample.texts:
+                    reach = max(reach, len(text) + length)
+            reach += ahead
             block = slots.advance(len(busy), ahead, reach, how, combine)
             for sample, *numbers in zip(busy, *block):
                 sample.take(*numbers, stop)
@@ -532,26 +577,29 @@ class Sampler:
 
 
 def main():
-    """Six problems of the toy pass through three slots; then the same texts by `generate`, one by one."""
+    """Six problems of the toy pass through three slots; then `generate` answers them one by one."""
     import toy
 
     model, tokenizer = toy.base_model(0)
     prompts = []
     for problem in toy.problems("train", 6):
-        prompts.append(tokenizer(problem["problem"] + toy.INSTRUCTION + "\n").input_ids)
+        turn = {"role": "user", "content": problem["problem"]}
+        text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        prompts.append(tokenizer(text).input_ids)
 
     def look(tokens):
         print(f"{len(tokens):3} tokens: {tokenizer.decode(tokens)}")
 
-    print("Three slots, six samples: what the host sees, slot by slot, at every look. A fresh sample takes the place of\n"
-          "one that is done, behind those that go on.\n")
+    print("Three slots, six samples: what each slot holds at every look. A fresh sample comes\n"
+          "behind those that go on.\n")
     sampler = Sampler(model, rows=3, length=128)
     sampler.every = 16
     samples = sampler(prompts, max_new_tokens=48, temperature=0.0, halt=look)
     equal = 0
     for prompt, sample in zip(prompts, samples):
         ids = torch.tensor([prompt])
-        text = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=48)
+        text = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                              max_new_tokens=48)
         equal += text[0, len(prompt):].tolist() == sample.tokens
     print(f"\n{equal} of {len(samples)} texts are those of generate, token by token")
 

@@ -1,9 +1,9 @@
 """
-race.py - how much faster the sampler is than `model.generate`, on one CPU core, with a small random Qwen2.
+race.py - how much faster the sampler is than `model.generate`, on one core, with a random Qwen2.
 
-Four shapes of a batch: one row; 64 rows of one length; 192 ragged prompts whose samples end anywhere; 8 prompts of 900
-tokens with 8 samples each. Both sides take their turns alternately, and the best round of each counts. Counted are
-tokens that belong to a sample, in a second of CPU time: on one core, that is the clock of a quiet machine.
+Four shapes of a batch: one row; 64 rows of one length; 192 ragged prompts whose samples end
+anywhere; 8 prompts of 900 tokens with 8 samples each. The two take turns, and the best round of
+each counts, in tokens that belong to a sample a second of CPU time.
 
     python -m experiments.race
 """
@@ -16,7 +16,8 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from sampler import Sampler
 
 STOP = range(128)       # random weights hit one of these 128 of 4,096 tokens in 32 steps or so
-CASES = {               # prompts, their lengths from and to, samples of each, new tokens, stop tokens
+# prompts, their lengths from and to, samples of each, new tokens, stop tokens
+CASES = {
     "1 row": (1, 32, 32, 1, 48, ()),
     "64 equal rows": (64, 32, 32, 1, 48, ()),
     "192 ragged prompts and ends": (192, 8, 48, 1, 128, STOP),
@@ -26,8 +27,8 @@ CASES = {               # prompts, their lengths from and to, samples of each, n
 
 def random_model():
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=4096, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-                         num_attention_heads=8, num_key_value_heads=2)
+    config = Qwen2Config(vocab_size=4096, hidden_size=128, intermediate_size=384,
+                         num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2)
     model = Qwen2ForCausalLM(config).eval()
     model.generation_config = GenerationConfig(pad_token_id=0)
     return model
@@ -40,7 +41,7 @@ def random_prompts(count, shortest, longest):
 
 
 def generated(model, prompts, n, new, stop, rows=64):
-    """Tokens that `generate` samples from left-padded batches of `rows` -> how many belong to a sample."""
+    """What `generate` samples in left-padded batches -> how many tokens belong to a sample."""
     jobs = [prompt for prompt in prompts for _ in range(n)]
     count = 0
     for i in range(0, len(jobs), rows):
@@ -51,8 +52,8 @@ def generated(model, prompts, n, new, stop, rows=64):
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt):] = torch.tensor(prompt)
             real[row, width - len(prompt):] = 1
-        out = model.generate(ids, attention_mask=real, max_new_tokens=new, eos_token_id=list(stop) or None,
-                             do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+        out = model.generate(ids, attention_mask=real, max_new_tokens=new, do_sample=True,
+                             temperature=1.0, top_k=0, top_p=1.0, eos_token_id=list(stop) or None)
         for row in out[:, width:].tolist():
             ends = [t + 1 for t, token in enumerate(row) if token in stop]
             count += ends[0] if ends else len(row)

@@ -1,15 +1,16 @@
-"""The sampler on a CUDA GPU: graphs and flash attention change no token, and no step waits for the host."""
+"""The sampler on a CUDA GPU: graphs and flash attention change no token, no step waits."""
 import copy
 
 import pytest
 import torch
-from test_sampler import ARCHITECTURES, acted_flash, blend, build, greedy, ragged, teacher_forced, tokens
+from test_sampler import (ARCHITECTURES, acted_flash, blend, build, greedy, ragged, teacher_forced,
+                          tokens)
 
 import sampler as sampler_module
 from sampler import Sampler, Slots
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-HALF = dict(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64)    # for flash
+HALF = dict(hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64)
 
 
 def on_gpu(name="qwen3", dtype=torch.float32, **shape):
@@ -34,7 +35,7 @@ def test_float32_greedy_equals_generate(name):
 
 @pytest.mark.parametrize("name", ["qwen3", "mistral"])
 def test_bf16_logp_is_near_the_trainers(name):
-    """Tolerance: 0.05 nats on average over tokens, the size of bf16 rounding of logits of a few units."""
+    """0.05 nats on average over tokens: the size of bf16 rounding of logits of a few units."""
     model, prompts = on_gpu(name, torch.bfloat16, **HALF), ragged()
     got = Sampler(model, rows=4, length=64)(prompts, n=4, max_new_tokens=30, stop=())
     gaps = []
@@ -46,7 +47,7 @@ def test_bf16_logp_is_near_the_trainers(name):
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_graph_replay_equals_eager(streams, eager):
-    """The first token of every sample: later ones may differ once rounding has chosen another token."""
+    """The first token of every sample: later ones differ once rounding has chosen another."""
     model, prompts = on_gpu("qwen3", torch.bfloat16, **HALF), ragged()
     more = {} if streams == 1 else {"combine": blend}
     if streams == 2:
@@ -56,7 +57,8 @@ def test_graph_replay_equals_eager(streams, eager):
     graphs = run()
     eager()
     for a, b in zip(graphs, run()):
-        assert a.logp[0] == pytest.approx(b.logp[0], abs=0.2) and a.entropy[0] == pytest.approx(b.entropy[0], abs=0.1)
+        assert a.logp[0] == pytest.approx(b.logp[0], abs=0.2)
+        assert a.entropy[0] == pytest.approx(b.entropy[0], abs=0.1)
 
 
 def test_graphs_are_used_and_their_memory_is_freed(monkeypatch):
@@ -79,7 +81,7 @@ def test_graphs_are_used_and_their_memory_is_freed(monkeypatch):
 @pytest.mark.parametrize("moved", [False, True])
 def test_graphs_see_the_weights_of_the_call(moved):
     model, prompts = on_gpu(**HALF), ragged()
-    sampler = Sampler(model, rows=8, length=64, dtype=torch.bfloat16)       # a twin, refreshed by sync
+    sampler = Sampler(model, rows=8, length=64, dtype=torch.bfloat16)       # a twin
     sampler(prompts, max_new_tokens=10, stop=())
     for p in model.parameters():
         p.data = p.data * 0.7 if moved else p.data.mul_(0.7)
@@ -89,12 +91,13 @@ def test_graphs_see_the_weights_of_the_call(moved):
     assert got == want
 
 
-@pytest.mark.parametrize("heads, kv_heads, dim", [(4, 2, 64), (12, 2, 128), (4, 4, 64), (8, 1, 256)])
+@pytest.mark.parametrize("heads, kv_heads, dim",
+                         [(4, 2, 64), (12, 2, 128), (4, 4, 64), (8, 1, 256)])
 def test_the_kernel_does_what_its_stand_in_does(heads, kv_heads, dim):
-    """The operator itself, on ragged rows of a slab, against the row-by-row attention of the CPU tests."""
+    """The operator itself, on ragged rows of a slab, against the stand-in of the CPU tests."""
     g = torch.Generator("cuda").manual_seed(0)
     q = torch.randn(6, heads, dim, device="cuda", dtype=torch.bfloat16, generator=g)
-    k, v = (torch.randn(6 * 300, kv_heads, dim, device="cuda", dtype=torch.bfloat16, generator=g) for _ in range(2))
+    k, v = torch.randn(2, 6 * 300, kv_heads, dim, device="cuda", dtype=torch.bfloat16, generator=g)
     start = torch.arange(7, device="cuda", dtype=torch.int32)
     used = torch.tensor([1, 300, 17, 128, 129, 2], device="cuda", dtype=torch.int32)
     more = dict(scale=0.1, seqused_k=used)
@@ -107,7 +110,7 @@ def test_flash_attention_equals_masked(monkeypatch):
     model, prompts = on_gpu("qwen3", torch.bfloat16, **HALF), ragged()
     sampler, used = Sampler(model, rows=16, length=64), []
     flash, fits = Slots.attend_flash, sampler_module.flash_fits
-    monkeypatch.setattr(Slots, "attend_flash", lambda self, *args: used.append(1) or flash(self, *args))
+    monkeypatch.setattr(Slots, "attend_flash", lambda *args: used.append(1) or flash(*args))
     run = lambda: [sample.entropy[0] for sample in sampler(prompts, n=2, max_new_tokens=1, stop=())]
     a = run()
     monkeypatch.setattr(sampler_module, "flash_fits", lambda q, k, v: not fits(q, k, v))
@@ -146,5 +149,6 @@ def test_no_step_waits_for_the_host(how, graphs, eager, monkeypatch):
 def test_samples_do_not_depend_on_rows():
     model, prompts = on_gpu(), ragged()
     few, many = (Sampler(model, rows=rows, length=64) for rows in (3, 14))
-    few, many = (tokens(s(prompts, n=2, max_new_tokens=16, stop=range(4), seed=2)) for s in (few, many))
+    few, many = (tokens(s(prompts, n=2, max_new_tokens=16, stop=range(4), seed=2))
+                 for s in (few, many))
     assert few == many
