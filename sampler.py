@@ -333,8 +333,10 @@ class Slots:
 
     def advance(self, B, ahead, reach, how, combine):
         """`ahead` tokens for the first B slots -> tokens, logp, entropy: B lists of `ahead`."""
-        last, pos = self.last[:B], self.pos[:B]
-        step, state = self.step[:B], self.state[:B]
+        last = self.last[:B]
+        pos = self.pos[:B]
+        step = self.step[:B]
+        state = self.state[:B]
         before = last.clone(), pos.clone(), step.clone(), state.clone()
         block = []
         for _ in range(ahead):                  # nothing in this loop waits for the device
@@ -343,13 +345,17 @@ class Slots:
                 logits, state[:] = combine(logits, last[:, 0], step, state)
             else:
                 logits = logits[:, 0]
-            u = self.u[:B].gather(1, step[:, None])[:, 0]
-            drawn = draw(logits, u, *how, self.candidates)
+            u = self.u[:B].gather(1, step[:, None])                     # (B, 1)
+            drawn = draw(logits, u[:, 0], *how, self.candidates)
             block.append(drawn)
             last[:] = drawn[0][:, None]         # every stream is fed the sampled token
             pos += 1
             step += 1
-        tokens, logp, entropy, fits = (torch.stack(part, 1) for part in zip(*block))
+        tokens, logp, entropy, fits = zip(*block)
+        tokens = torch.stack(tokens, 1)                                 # (B, ahead)
+        logp = torch.stack(logp, 1)
+        entropy = torch.stack(entropy, 1)
+        fits = torch.stack(fits)
         if fits.all():
             return tokens.tolist(), logp.tolist(), entropy.tolist()
         # A nucleus was wider than the candidates: the block once more, from now on sorting all.
@@ -366,7 +372,8 @@ class Slots:
         for hole, slot in zip(holes, tail):
             busy[hole] = busy[slot]
         if holes:
-            target, source = self.tensor(holes), self.tensor(tail)
+            target = self.tensor(holes)
+            source = self.tensor(tail)
             self.copy(source, target, columns)
             for x in (self.last, self.pos, self.step, self.state, self.u):
                 x.index_copy_(0, target, x.index_select(0, source))
@@ -442,7 +449,8 @@ def examine(model, length):
     try:
         with attention(model, "slab"):
             slots.read([(ids[row, :7].tolist(), row) for row in range(4)])
-            slots.last[:, 0], slots.pos[:] = ids[:, 7], 7
+            slots.last[:, 0] = ids[:, 7]
+            slots.pos[:] = 7
             got = slots.forward(4, 8)[:, 0].float()
     except Exception as error:
         refuse(f"{error} (its layers must attend through transformers.AttentionInterface)")
