@@ -66,13 +66,16 @@ DATA = {
     "detours": {"data": {"expert": "detours"}},
 }
 
-# Ablations and changes of the data inherit the rate of the arm that they change.
+# Ablations, changes of the data and longer runs inherit the rate of the arm that they change.
 ARMS = dict(MAIN)
 for name, flags in ABLATIONS.items():
     ARMS[name] = {"method": "prefix_rft", "flags": flags, "tune_like": "prefix_rft"}
 for name, change in DATA.items():
     for method in ("prefix_rft", "sft_rft"):
         ARMS[f"{method}, {name}"] = {**MAIN[method], **change, "samples": 8, "tune_like": method}
+
+for name in ("prefix_rft", "luffy", "sft_rft", "rft"):
+    ARMS[f"{name}, 80 batches"] = {**MAIN[name], "steps": 80, "samples": 8, "tune_like": name}
 
 COLUMNS = {split: split for split in SPLITS}
 COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "pass@64": "pass@64",
