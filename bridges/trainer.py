@@ -15,7 +15,7 @@ from transformers import DataCollatorForSeq2Seq, HfArgumentParser, Trainer, Trai
 
 import idft
 import toy
-from eval import InputError, load_model, load_problems, one_line, refuse
+from eval import INSTRUCTION, InputError, load_model, load_problems, one_line, refuse
 
 
 def run_bridge(main, Config, require):
@@ -40,6 +40,13 @@ def run_bridge(main, Config, require):
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def chat_turns(problem):
+    """A problem (text, or chat turns as they stand) -> chat turns, as eval.prompt_ids makes them."""
+    if isinstance(problem, str):
+        return [{"role": "user", "content": problem + INSTRUCTION}]
+    return problem
 
 
 def examples(model, tokenizer, problems, max_tokens=8192):

@@ -12,8 +12,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from bridges.trainer import run_bridge
-from eval import INSTRUCTION
+from bridges.trainer import chat_turns, run_bridge
 from reward import rewards
 
 
@@ -31,9 +30,7 @@ def dataset(tokenizer, problems):
     """Rows {"prompt", "answer"}; of the prompt TRL makes the tokens that eval.prompt_ids would."""
     rows = []
     for problem in problems:
-        chat = problem["problem"]
-        if isinstance(chat, str):
-            chat = [{"role": "user", "content": chat + INSTRUCTION}]
+        chat = chat_turns(problem["problem"])
         text = "".join(turn["content"] + "\n" for turn in chat)
         prompt = chat if tokenizer.chat_template else text
         rows.append({"prompt": prompt, "answer": problem["answer"]})
