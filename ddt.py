@@ -35,9 +35,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-import toy
-from eval import (demo_ids, flag, load_model, load_problems, new_run, new_sampler, pick_device,
-                  prompt_ids, run_script, stop_ids)
+from eval import (demo_ids, demonstrations, flag, load_model, load_problems, new_run, new_sampler,
+                  pick_device, printable, prompt_ids, run_script, stop_ids)
 
 # How many logits token_stats computes at once: 64 MB on a CPU, whose C library fragments what is
 # larger. On a GPU 1 GB: every chunk adds to the head's bf16 gradient, and every addition rounds.
@@ -108,8 +107,8 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     inputs = {"input_ids": ids, "use_cache": False, "return_dict": True}
     # Padding on the right needs no mask, since no token looks ahead, and without one attention
     # takes its fastest kernel. Padding on the left needs the mask, and positions that skip it.
-    padded_right = mask[:, 0].all() and (mask[:, 1:] <= mask[:, :-1]).all()
-    if not padded_right:
+    padded_left = (mask[:, :-1] < mask[:, 1:]).any()
+    if padded_left:
         inputs["attention_mask"] = mask.long()
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     output = backbone(**inputs)
@@ -125,8 +124,9 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
         return stats(logits.float() / temperature, targets)
 
     # At most CHUNK logits at once, and of a small batch at most a quarter.
-    size = CHUNK.get(ids.device.type, 2 ** 24) // model.config.get_text_config().vocab_size
-    size = max(1, min(size, math.ceil(len(targets) / 4)))
+    vocabulary = model.config.get_text_config().vocab_size
+    fit = CHUNK.get(ids.device.type, CHUNK["cpu"]) // vocabulary
+    size = max(1, min(fit, math.ceil(len(targets) / 4)))
     parts = []
     for chunk in zip(hidden.split(size), targets.split(size)):
         if torch.is_grad_enabled():
@@ -243,91 +243,49 @@ def all_stats(logits, targets):
 # ---- comparing texts ----------------------------------------------------------------------------
 
 def text_statistics(logp, entropy, varentropy):
-    """What is reported of a text: all arguments (tokens,) -> {name: float}."""
+    """The numbers of one text: all arguments (tokens,) -> {name: float}."""
     phi = cll(logp, entropy)
-    z, p = sequence_test(phi[None], varentropy[None], torch.ones_like(phi)[None])
-    numbers = {"tokens": len(phi), "mean_logp": logp.mean(), "mean_entropy": entropy.mean(),
-               "total_phi": phi.sum(), "mean_phi": phi.mean(), "phi>0": (phi > 0).float().mean()}
+    z, p = sequence_test(phi, varentropy, torch.ones_like(phi))
+    numbers = {"tokens": len(phi), "mean_logp": logp.mean(), "mean_entropy": entropy.mean()}
+    numbers["total_phi"] = phi.sum()
+    numbers["mean_phi"] = phi.mean()
     for limit in (-1, -3, -5):
         numbers[f"phi<{limit}"] = (phi < limit).float().mean()
-    numbers |= {"z": z[0], "p": p[0]}
+    numbers["phi>0"] = (phi > 0).float().mean()
+    numbers["z"] = z
+    numbers["p"] = p
     return {name: float(value) for name, value in numbers.items()}
 
 
 def auroc(own, foreign):
-    """(N,), (M,) -> the chance that an own text scores higher than a foreign one; 0.5 tells nothing.
-
-    By ranks (Mann and Whitney): the pairs won are the rank sum less the ranks among themselves."""
-    _, place, count = torch.cat([own, foreign]).unique(return_inverse=True, return_counts=True)
-    rank = count.cumsum(0) - (count - 1) / 2                         # ties share their mean rank
-    won = rank[place[:len(own)]].double().sum() - len(own) * (len(own) + 1) / 2
-    return (won / (len(own) * len(foreign))).item()
+    """(N,), (M,) -> the chance that an own text scores higher than a foreign one; 0.5 says nothing.
+    A tie counts half."""
+    foreign = foreign.sort().values
+    below = torch.searchsorted(foreign, own)
+    below_or_equal = torch.searchsorted(foreign, own, right=True)
+    won = (below + below_or_equal) / 2                                     # (N,)
+    return won.double().mean().item() / len(foreign)
 
 
 def signal_to_noise(own, foreign):
     """Scores (N,), (M,) -> the distance of their means in standard deviations of own text."""
-    return ((own.mean() - foreign.mean()) / own.std()).item()
-
-
-# ---- the chapter --------------------------------------------------------------------------------
-
-OWN, FOREIGN = "sampled at T = 1", "demonstrations"
-
-
-def show_kinds(numbers):
-    """(a) numbers[kind]: one {name: float} a text."""
-    print("""
-(a) phi is zero on average in the model's own text (T = 1), positive in colder text, which is more
-    typical than its own, and negative in hotter and in most foreign text. z rejects 5 % of own
-    texts if they are long; it is only asymptotically normal.
-
-    text                  tokens   log p       H     phi   phi<-1   phi<-3   phi<-5   p<0.05""")
-    for kind, texts in numbers.items():
-        tokens = sum(text["tokens"] for text in texts)
-        line = f"    {kind:20}{tokens:8,}"
-        for name, form in (("mean_logp", "8.3f"), ("mean_entropy", "8.3f"), ("mean_phi", "+8.3f"),
-                           ("phi<-1", "9.3f"), ("phi<-3", "9.3f"), ("phi<-5", "9.3f")):
-            mean = sum(text["tokens"] * text[name] for text in texts) / tokens
-            line += format(mean, form)
-        rejected = sum(text["p"] < 0.05 for text in texts) / len(texts)
-        print(line + f"{rejected:9.3f}")
-
-
-def show_discriminants(own, foreign):
-    """(b) How well one number a text tells the two kinds of text apart."""
-    print("\n(b) Own texts (T = 1) against demonstrations, told apart by one number a text. AUROC:\n")
-    for name in ("mean_logp", "mean_phi", "z"):
-        a = torch.tensor([text[name] for text in own])
-        b = torch.tensor([text[name] for text in foreign])
-        print(f"    {name:12}{auroc(a, b):8.3f}")
-
-
-def show_signal_to_noise(own, foreign):
-    """(c) The paper's claim that c = 1 is best. own, foreign: logp and entropy of all tokens."""
-    print("""
-(c) Why c = 1? The score log p + c H, token by token: how far the means of own text and of the
-    demonstrations lie apart, in units of the spread of own text (SNR).
-
-       c      SNR   spread of own   AUROC of single tokens""")
-    for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2):
-        a = own[0] + c * own[1]
-        b = foreign[0] + c * foreign[1]
-        print(f"    {c:4.2f}{signal_to_noise(a, b):9.2f}{a.std():16.3f}{auroc(a, b):25.3f}")
-    print("""
-    The spread of own text is least at c = 1, where nothing of the score can be foretold. What this
-    does not show: that phi is the best score for whole texts, or by the spread of both kinds.""")
+    distance = own.mean() - foreign.mean()
+    return (distance / own.std()).item()
 
 
 def show_tokens(tokenizer, ids, phi):
-    """(d) One text, with <phi> behind the tokens where it is below -1 or above 1."""
+    """One text, with <phi> behind the tokens where it is below -1 or above 1."""
     words = []
     for token, value in zip(ids, phi.tolist()):
         word = tokenizer.decode([token])
         words.append(word if abs(value) < 1 else f"{word}<{value:+.1f}>")
-    print("    " + "".join(c if c.isprintable() else " " for c in " ".join(words)))
+    print("    " + printable(" ".join(words)))
 
 
 # ---- flags and main -----------------------------------------------------------------------------
+
+OWN, FOREIGN = "T = 1", "demonstrations"
+
 
 @dataclass
 class Flags:
@@ -335,55 +293,85 @@ class Flags:
     data: str = flag("toy", "demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
     problems: int = flag(256, "how many of its problems to use", 1, 10**6)
     n: int = flag(8, "texts sampled a problem and temperature", 1, 10**4)
-    temperatures: list[float] = flag([0.5, 1.5], "to sample at, besides 1", 0.05, 20)
     max_new_tokens: int = flag(128, "longest text; demonstrations are cut there too", 1, 10**6)
     rows: int = flag(64, "texts sampled side by side", 1, 10**5)
     seed: int = flag(0, "of the toy and of sampling", 0, 2**31)
     device: str = flag("auto", "auto, cpu or cuda")
-    out: str = flag("", "a new directory for texts.jsonl, the statistics of every text")
+    out: str = flag("", "a new directory for texts.jsonl, the numbers of every text")
+
+
+@torch.no_grad()
+def read_texts(model, prompts, responses):
+    """As many responses a prompt -> logp, entropy and varentropy of all their tokens, (3, N)."""
+    copies = len(responses) // len(prompts)
+    rows = []
+    for i, response in enumerate(responses):
+        rows.append((prompts[i // copies], response))
+    columns = response_stats(model, rows, stats=all_stats)
+    return torch.stack(columns).cpu()
 
 
 def main(flags):
-    if flags.out:
-        out = new_run(flags.out, resume=False)
-    if flags.data == "toy":
-        problems = toy.problems("train", flags.problems, flags.seed)
-    else:
-        problems = load_problems(flags.data, require=("solution",))[:flags.problems]
+    out = new_run(flags.out, resume=False) if flags.out else None
+    problems = load_problems(flags.data, ("solution",), flags.seed)[:flags.problems]
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
-    print(f"{flags.model} reads its own answers to {len(problems)} problems, and demonstrations.")
 
-    # The texts: what the model writes at several temperatures, and the demonstrations.
+    # The texts: what the model writes at three temperatures, and the demonstrations.
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+    stop = stop_ids(model, tokenizer)
     texts = {}                                                       # kind -> list of token ids
-    for temperature in sorted({1.0, *flags.temperatures}):
-        samples = sampler(prompts, flags.n, room, stop_ids(model, tokenizer), temperature,
-                          seed=flags.seed)
-        texts[f"sampled at T = {temperature:g}"] = [sample.tokens for sample in samples]
-    solutions = [problem["solution"] for problem in problems]
-    first = [s[0] if isinstance(s, list) else s for s in solutions]
-    texts[FOREIGN] = [demo_ids(tokenizer, solution)[:room] for solution in first]
+    for temperature in (0.5, 1, 1.5):
+        samples = sampler(prompts, flags.n, room, stop, temperature, seed=flags.seed)
+        texts[f"T = {temperature}"] = [sample.tokens for sample in samples]
+    texts[FOREIGN] = []
+    for problem in problems:
+        demo = demo_ids(tokenizer, demonstrations(problem)[0])
+        texts[FOREIGN].append(demo[:room])
 
-    # Every text read once, at temperature 1.
+    # Every text is read once, at temperature 1.
     stats, numbers = {}, {}
     for kind, responses in texts.items():
-        copies = len(responses) // len(problems)
-        rows = [(prompts[i // copies], response) for i, response in enumerate(responses)]
-        with torch.no_grad():
-            stats[kind] = torch.stack(response_stats(model, rows, stats=all_stats)).cpu()  # (3, N)
-        one_text = stats[kind].split([len(response) for response in responses], dim=1)
-        numbers[kind] = [text_statistics(*columns) for columns in one_text]
+        stats[kind] = read_texts(model, prompts, responses)                # (3, N)
+        lengths = [len(response) for response in responses]
+        numbers[kind] = [text_statistics(*text) for text in stats[kind].split(lengths, dim=1)]
 
-    show_kinds(numbers)
-    show_discriminants(numbers[OWN], numbers[FOREIGN])
-    show_signal_to_noise(stats[OWN], stats[FOREIGN])
-    print("\n(d) Token by token, <phi> where it is below -1 or above 1. An own text, a demonstration:")
+    print("""(a) Means over texts. In the model's own text (T = 1) phi is zero on average, in colder
+    text positive, in hotter and most foreign text negative; z is normal where texts are long.
+""")
+    print(" " * 16 + "".join(f"{kind:>16}" for kind in numbers))
+    for name in numbers[OWN][0]:
+        line = f"    {name:12}"
+        for texts_of_kind in numbers.values():
+            mean = sum(text[name] for text in texts_of_kind) / len(texts_of_kind)
+            line += f"{mean:16.3f}"
+        print(line)
+
+    print("\n(b) Own texts against demonstrations, told apart by one number a text: AUROC\n")
+    for name in ("mean_logp", "mean_phi", "z"):
+        own = torch.tensor([text[name] for text in numbers[OWN]])
+        foreign = torch.tensor([text[name] for text in numbers[FOREIGN]])
+        print(f"    {name:12}{auroc(own, foreign):16.3f}")
+
+    print("""
+(c) Why c = 1? The score log p + c H of single tokens: how far the means of own text and of
+    demonstrations lie apart in units of the spread of own text (SNR), that spread, AUROC.
+""")
+    for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2):
+        own = stats[OWN][0] + c * stats[OWN][1]
+        foreign = stats[FOREIGN][0] + c * stats[FOREIGN][1]
+        print(f"    c = {c:<8}{signal_to_noise(own, foreign):16.2f}{own.std():16.3f}"
+              f"{auroc(own, foreign):16.3f}")
+    print("""
+    Own text spreads least near c = 1, where nothing of the score can be foretold. What this does
+    not show: that phi is the best score of whole texts, or by the spread of both kinds.
+
+(d) Token by token, <phi> where it is below -1 or above 1: an own text, and a demonstration.""")
     for kind in (OWN, FOREIGN):
         logp, entropy, _ = stats[kind]
         show_tokens(tokenizer, texts[kind][0], cll(logp, entropy))
 
-    if flags.out:
+    if out:
         out.mkdir(parents=True, exist_ok=True)
         with open(out / "texts.jsonl", "w", encoding="utf-8") as file:
             for kind, responses in texts.items():

@@ -104,25 +104,23 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     title = sys.modules[Flags.__module__].__doc__.strip().split("\n")[0]
     parser = HfArgumentParser(Flags, description=title, allow_abbrev=False)
     parser.error = refuse
-    # --help names every default that may be used, not only the dataclass's
-    for action in parser._actions:
-        others = ""
-        for name, defaults in {"toy": toy_defaults, **methods}.items():
-            if action.dest in defaults:
-                others += f", {name}: {defaults[action.dest]}"
-        if others:
-            action.help += f" (default: %(default)s{others})"
+    for action in parser._actions[1:]:                   # all but --help
+        # the help names every default there is, the parser knows none: it tells what was typed
+        defaults = str(action.default)
+        for name, others in {"toy": toy_defaults, **methods}.items():
+            if action.dest in others:
+                defaults += f", {name}: {others[action.dest]}"
+        action.help += f" (default: {defaults})"
+        action.default = argparse.SUPPRESS
 
-    # which defaults hold is known after a first reading; the second lets typed flags win over them
-    how = {"return_remaining_strings": True, "look_for_args_file": False}
-    flags, unknown = parser.parse_args_into_dataclasses(argv, **how)
-    if unknown:
-        refuse(f"unknown flag {unknown[0]}")
+    typed = vars(parser.parse_args(argv))
+    flags = Flags(**typed)
+    defaults = {}
     if toy_defaults and flags.data == "toy":
-        parser.set_defaults(**toy_defaults)
+        defaults.update(toy_defaults)
     if methods:
-        parser.set_defaults(**methods[flags.method])
-    return parser.parse_args_into_dataclasses(argv, **how)[0]
+        defaults.update(methods[flags.method])
+    return Flags(**{**defaults, **typed})
 
 
 def run_script(main, Flags, toy_defaults={}, methods={}):
@@ -139,6 +137,11 @@ def run_script(main, Flags, toy_defaults={}, methods={}):
         sys.exit(130)
 
 
+def printable(text):
+    """Text of a model for the terminal: one line, without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def pick_device(name):
     """"auto" (the GPU if there is one), "cpu" or "cuda" -> torch.device."""
     if name == "auto":
@@ -153,7 +156,7 @@ def pick_device(name):
 # ---- files --------------------------------------------------------------------------------------
 
 def new_run(out, resume):
-    """Path(out), if a run may start there or go on. It is not made: a refused run leaves nothing."""
+    """Path(out), if a run may start or go on there. Not made yet: a refused run leaves nothing."""
     out = Path(out)
     if resume and not out.is_dir():
         raise InputError(f"--resume: there is no run in {out}")
@@ -188,7 +191,7 @@ def read_rows(path):
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it so") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
 
@@ -231,12 +234,15 @@ def download(path):
 
 # ---- problems -----------------------------------------------------------------------------------
 
-def load_problems(path, require=("answer",)):
-    """Problems from a .jsonl or .json file, or from the Hub (hf://owner/name/path/to/file.jsonl).
+def load_problems(path, require=("answer",), seed=0):
+    """Problems from a .jsonl or .json file, from the Hub (hf://owner/name/path/to/file.jsonl), or
+    of the toy's training split ("toy", which alone has a seed).
 
     Returns a list of {"problem": str or chat turns, "solution": str, list of str or None, "answer":
     str or None}; the keys in `require` are never empty. InputError names the file, the line and
     what is wrong with it: no line is skipped."""
+    if path == "toy":
+        return toy.problems("train", seed=seed)
     problems = []
     for place, row in read_rows(path):
         try:
@@ -251,6 +257,12 @@ def load_problems(path, require=("answer",)):
     if not problems:
         raise InputError(f"{path} is empty: give one JSON object with problem and answer a line")
     return problems
+
+
+def demonstrations(problem):
+    """The solutions of a problem as a list, which may be empty."""
+    solution = problem["solution"] or []
+    return [solution] if isinstance(solution, str) else solution
 
 
 def to_problem(row):
@@ -271,6 +283,8 @@ def to_problem(row):
     solutions = solution if isinstance(solution, list) else [solution]
     for text in solutions:
         check_text(text, "solution")
+    if isinstance(solution, list) and None in solution:
+        raise InputError("one of the solutions is null")
     if type(answer) in (int, float):
         answer = str(answer)
     check_text(answer, "answer")
@@ -379,7 +393,7 @@ def find_fault(model, tokenizer, absent):
 
 
 def prompt_ids(tokenizer, problem):
-    """A problem (text, or chat turns as they stand) -> token ids up to where the response begins."""
+    """A problem (a text, or chat turns as they stand) -> ids up to where the response begins."""
     turns = problem
     if isinstance(problem, str):
         turns = [{"role": "user", "content": problem + INSTRUCTION}]
@@ -450,7 +464,7 @@ def interval(values, seed=0, resamples=2000):
 
 
 def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_new_tokens=256,
-             seed=0, ks=(1,), sampler=None, keep=False):
+             seed=0, ks=(1,), rows=64, sampler=None, keep=False):
     """Answer every problem (as from load_problems) n times and score; temperature 0 is greedy.
 
     sampler: one to use again, with room enough; it is given the model's present weights first.
@@ -460,7 +474,7 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
         raise InputError(f"--ks {max(ks)} is more than --n {n}: pass@k needs k <= n")
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
-        sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens)
+        sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens, rows)
     start = time.perf_counter()
     sampler.sync(model)
     samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
@@ -496,11 +510,11 @@ def summarise(responses, ks, seconds, seed=0):
             "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, sampler=None):
+def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, rows=64, sampler=None):
     """{title: problems} -> {title: share answered rightly, greedily}."""
     accuracy = {}
     for title, problems in benchmarks.items():
-        result = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens,
+        result = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens, rows=rows,
                           sampler=sampler)
         accuracy[title] = result["avg@n"]
     return accuracy

@@ -42,10 +42,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import toy
 from ddt import cll, logp_entropy, micro_batches, response_stats
-from eval import (InputError, demo_ids, flag, greedy_accuracy, load_benchmarks, load_model,
-                  load_problems, new_run, new_sampler, pick_device, prompt_ids, read_log,
+from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
+                  load_model, load_problems, new_run, pick_device, prompt_ids, read_log,
                   run_script, write_file)
 
 
@@ -55,7 +54,7 @@ def token_gamma(logp, entropy, beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=
     """gamma = clamp(exp(-phi / beta), gamma_min, gamma_max), pulled to 1 by strength < 1."""
     phi = cll(logp, entropy)
     gamma = torch.exp(-phi / beta).clamp(gamma_min, gamma_max)
-    return 1 + strength * (gamma - 1)
+    return 1 + strength * (gamma - 1)          # strength 0: DFT
 
 
 def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
@@ -94,9 +93,8 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 # ---- one optimizer step -------------------------------------------------------------------------
 
 def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
-    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. flags: loss, beta,
-    gamma_min, gamma_max, clip, micro_tokens. The same for every micro_tokens, up to rounding.
-    weigh: another function of the same arguments as token_weight, for experiments."""
+    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. The same for every
+    --micro_tokens, up to rounding. weigh: what else to use in the place of token_weight."""
     start = time.perf_counter()
     count = sum(len(response) for _, response in rows)         # before anything is cut
     weighting = (flags.beta, flags.gamma_min, flags.gamma_max, strength)
@@ -113,18 +111,22 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
 
     logp, entropy, weight = torch.cat(seen, dim=1)             # each (count,)
     loss = -(weight * logp).mean().item()
-    norm = optimizer_step(model, optimizer, lr, flags.clip, loss)
+    norm = optimizer_step(model, optimizer, lr, loss)
     gamma = token_gamma(logp, entropy, *weighting)             # IDFT's, whatever the loss
-    q10, q50, q90 = gamma.float().quantile(gamma.new_tensor([0.1, 0.5, 0.9])).tolist()
     return {"loss": loss, "nll": -logp.mean().item(), "phi": cll(logp, entropy).mean().item(),
-            "gamma": gamma.mean().item(), "gamma_q10": q10, "gamma_q50": q50, "gamma_q90": q90,
-            "weight": weight.mean().item(), "grad_norm": norm, "lr": lr, "tokens": count,
-            "tokens_per_s": count / (time.perf_counter() - start)}
+            "gamma": gamma.mean().item(), "weight": weight.mean().item(), "grad_norm": norm,
+            "lr": lr, "tokens": count, "tokens_per_s": count / (time.perf_counter() - start)}
 
 
-def optimizer_step(model, optimizer, lr, clip, loss):
-    """Clip the gradients, step, clear them; returns their norm before clipping. What is not finite,
-    the loss or the norm, updates nothing."""
+def new_optimizer(model):
+    """AdamW [code]. Fused on a GPU, where the plain one needs temporaries as large as the model."""
+    return torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.01,
+                             fused=model.device.type == "cuda")
+
+
+def optimizer_step(model, optimizer, lr, loss, clip=1.0):
+    """Clip the gradients [code], step, clear them -> their norm before clipping. If it or the loss
+    is not finite, nothing is updated."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
     if math.isfinite(norm) and math.isfinite(loss):
         for group in optimizer.param_groups:
@@ -132,13 +134,6 @@ def optimizer_step(model, optimizer, lr, clip, loss):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def new_optimizer(model, weight_decay=0.01):
-    """AdamW; fused on a GPU, where the plain one needs temporaries as large as the model."""
-    fused = model.device.type == "cuda"
-    return torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95),
-                             weight_decay=weight_decay, fused=fused)
 
 
 def learning_rate(step, steps, peak, warmup=0.1):
@@ -160,15 +155,15 @@ def strength_at(progress, warmup, transition):
     return (progress - warmup) / transition
 
 
-def draw_batch(count, batch, step, seed):
-    """The examples of optimizer step `step`, `batch` numbers below `count`, epoch after epoch in
-    fresh order. It depends on its arguments alone: a resumed run needs no generator state."""
+def draw_batch(items, batch, step, seed):
+    """The `batch` items of optimizer step `step`, epoch after epoch in fresh order. It depends on
+    its arguments alone: a resumed run needs no generator state."""
     chosen = []
     for place in range(step * batch, (step + 1) * batch):
-        epoch, position = divmod(place, count)
+        epoch, position = divmod(place, len(items))
         if position == 0 or not chosen:
-            order = np.random.default_rng((seed, epoch)).permutation(count)
-        chosen.append(int(order[position]))
+            order = np.random.default_rng((seed, epoch)).permutation(len(items))
+        chosen.append(items[order[position]])
     return chosen
 
 
@@ -177,7 +172,9 @@ def checkpoint_activations(model):
     more time, a tenth of the memory. transformers does so only in layers that are in training mode.
     What is inside them stays in eval mode, because dropout would make the policy that learns other
     than the one that sampled."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None)       # its name since 5.23
+    enable = enable or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     for module in model.modules():
         module.training = getattr(module, "gradient_checkpointing", False)
 
@@ -215,17 +212,14 @@ def start_run(flags):
     out = new_run(flags.out, flags.resume)
     device = pick_device(flags.device)
     checkpoint = find_checkpoint(out) if flags.resume else None
-    if flags.resume and not out.exists():
-        raise InputError(f"--resume: there is no run in {out}")
-    settings = asdict(flags)
-    for name in ("out", "resume", "save_every", "device"):
-        del settings[name]
-
     model, tokenizer = load_model(str(checkpoint or flags.model), device, flags.seed)
     if device.type == "cuda" and not flags.keep_activations:
         checkpoint_activations(model)
-    optimizer = new_optimizer(model, flags.weight_decay)
-    state = {"step": 0, "bad": 0, "dropped": 0, "flags": settings}
+    optimizer = new_optimizer(model)
+    settings = asdict(flags)
+    for name in ("out", "resume", "save_every", "device"):
+        del settings[name]
+    state = {"step": 0, "bad": 0, "flags": settings}
     if checkpoint:
         state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
         for name, value in state["flags"].items():
@@ -248,35 +242,35 @@ def log_row(out, row):
         file.write(json.dumps(row) + "\n")
 
 
-def count_dropped(state, row, limit=10):
-    """Count the updates that were dropped because something was not finite; ten in a row end it."""
-    bad = not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]))
-    state["bad"] = state["bad"] + 1 if bad else 0
-    state["dropped"] += bad
-    row["dropped"] = state["dropped"]
-    if state["bad"] == limit:
-        raise InputError(f"{limit} updates in a row had a loss or gradient that is not finite: "
-                         "lower --lr, check the data")
+def end_step(out, model, tokenizer, optimizer, state, row, flags):
+    """Log a step and save what is due. Ten dropped updates in a row end the run."""
+    state["step"] += 1
+    finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+    state["bad"] = 0 if finite else state["bad"] + 1
+    if state["bad"] == 10:
+        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
+                         "--lr, check the data")
+    if out:
+        log_row(out, {"step": state["step"], **row})
+        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
+            save_checkpoint(out, model, tokenizer, optimizer, state)
 
 
-def accuracy_before(out, state, model, tokenizer, benchmarks, max_new_tokens, sampler):
-    """Greedy accuracy of the untrained model, measured once: a resumed run finds it in `state`."""
+def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
+    """Greedy accuracy "before" or "after" training, logged; after it the table at the end of every
+    run. What a resumed run had measured before it finds in `state`."""
     out.mkdir(parents=True, exist_ok=True)
-    if "before" not in state:
-        state["before"] = greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, sampler)
-        log_row(out, {"step": 0, "before": state["before"]})
-
-
-def accuracy_after(out, state, model, tokenizer, benchmarks, max_new_tokens, sampler):
-    """The last row of metrics.jsonl and the short table at the end of every run."""
-    after = greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, sampler)
-    log_row(out, {"step": state["step"], "after": after})
-    if not benchmarks:
-        print("no --eval_data: nothing was evaluated")
+    if when == "before" and "before" in state:
         return
-    print("greedy accuracy   before   after")
-    for name, accuracy in after.items():
-        print(f"{name:16}  {state['before'][name]:6.3f}  {accuracy:6.3f}")
+    accuracy = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
+                               sampler)
+    log_row(out, {"step": state["step"], when: accuracy})
+    if when == "before":
+        state["before"] = accuracy
+        return
+    print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
+    for name in benchmarks:
+        print(f"{name:16}  {state['before'][name]:6.3f}  {accuracy[name]:6.3f}")
 
 
 # ---- the supervised loop ------------------------------------------------------------------------
@@ -292,10 +286,7 @@ def demonstration_rows(model, tokenizer, problems, max_tokens):
         if len(prompt) >= limit:
             raise InputError(f"a prompt has {len(prompt)} tokens, --max_tokens and the model allow "
                              f"{limit}: shorten it")
-        solutions = problem["solution"]
-        if isinstance(solutions, str):
-            solutions = [solutions]
-        for solution in solutions:
+        for solution in demonstrations(problem):
             response = demo_ids(tokenizer, solution)
             cut += len(prompt) + len(response) > limit
             rows.append((prompt, response[:limit - len(prompt)]))
@@ -308,20 +299,14 @@ def demonstration_rows(model, tokenizer, problems, max_tokens):
 def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None,
                      weigh=token_weight):
     """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
-    bar = tqdm(range(state["step"], flags.steps), initial=state["step"], total=flags.steps,
-               desc=flags.loss, leave=False)
+    bar = tqdm(range(state["step"], flags.steps), desc=flags.loss, leave=False)
     for step in bar:
-        batch = [rows[i] for i in draw_batch(len(rows), flags.batch, step, flags.seed)]
+        batch = draw_batch(rows, flags.batch, step, flags.seed)
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
         row = supervised_step(model, optimizer, batch, lr, flags, strength, weigh)
-        state["step"] = step + 1
-        count_dropped(state, row)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", refresh=False)
-        if out:
-            log_row(out, {"step": step + 1, **row})
-            if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
-                save_checkpoint(out, model, tokenizer, optimizer, state)
+        end_step(out, model, tokenizer, optimizer, state, row, flags)
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -334,6 +319,7 @@ class Flags:
     out: str = flag("runs/idft", "directory for metrics.jsonl and checkpoint/")
     loss: Literal["idft", "dft", "sft"] = flag("idft", "idft [D], dft (gamma 1), sft (gamma 0)")
     lr: float = flag(6e-5, "peak learning rate, for a 7B instruct model [code]", 0, 10)
+    warmup: float = flag(0.1, "share of training with rising learning rate [code]", 0, 1)
     epochs: float = flag(3.0, "passes over the demonstrations, if --steps is 0 [code]", 0, 1e6)
     steps: int = flag(0, "optimizer steps; 0: as many as --epochs need", 0, 10**9)
     batch: int = flag(128, "demonstrations an optimizer step [code]", 1, 10**6)
@@ -342,9 +328,6 @@ class Flags:
     gamma_max: float = flag(2.0, "largest gamma [code]; exp(B) for the paper's clip at B", 0, 1e9)
     gamma_warmup: float = flag(0.0, "share of training at gamma = 1 [code]", 0, 1)
     gamma_transition: float = flag(0.0, "share over which gamma is then faded in [code]", 0, 1)
-    warmup: float = flag(0.1, "share of training with rising learning rate [code]", 0, 1)
-    weight_decay: float = flag(0.01, "AdamW [code]", 0, 10)
-    clip: float = flag(1.0, "largest gradient norm [code]", 1e-9, 1e9)
     max_tokens: int = flag(8192, "prompt and demonstration; the rest is cut [ours]", 2, 10**7)
     max_new_tokens: int = flag(512, "longest response in evaluations [ours]", 1, 10**6)
     rows: int = flag(64, "responses sampled side by side in evaluations", 1, 10**5)
@@ -362,26 +345,15 @@ TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 64, "max_new_token
 def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
-    if flags.data == "toy":
-        problems = toy.problems("train", seed=flags.seed)
-    else:
-        problems = load_problems(flags.data, require=("solution",))
+    problems = load_problems(flags.data, ("solution",), flags.seed)
     benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
     out, model, tokenizer, optimizer, state = start_run(flags)
     rows = demonstration_rows(model, tokenizer, problems, flags.max_tokens)
     if flags.steps == 0:
         flags.steps = max(1, math.ceil(flags.epochs * len(rows) / flags.batch))
-
-    # One sampler for both evaluations, wide enough for the longest of their prompts.
-    sampler, room = None, flags.max_new_tokens
-    if benchmarks:
-        every = [problem for benchmark in benchmarks.values() for problem in benchmark]
-        prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in every]
-        sampler, room = new_sampler(model, prompts, room, flags.rows)
-
-    accuracy_before(out, state, model, tokenizer, benchmarks, room, sampler)
+    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
     train_supervised(model, tokenizer, rows, flags, optimizer, state, out)
-    accuracy_after(out, state, model, tokenizer, benchmarks, room, sampler)
+    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ you give by hand wins. rft is Dr.GRPO; frozen and static are rows of the paper's
 others follow their own papers.
 
 Differences from the release, beside --advantage: its entropy clipping looks at a micro-batch and at
-the current policy, ours at the mini-batch and the policy that sampled; no dual clip of 3, no entropy
-bonus of 0.001, no shortest prefix. LUFFY's own code takes its baseline from the plain rollouts (that
-is --advantage code); UFT adds the mean of -log p of a hint, here it is divided like all the rest.
+the current policy, ours at the mini-batch and the policy that sampled; no dual clip of 3, no
+entropy bonus of 0.001, no shortest prefix. LUFFY's code takes its baseline from the plain rollouts,
+here --advantage code. UFT's code averages over a hint's tokens; here they are divided like all.
 
 Left out: KL terms, critics, several GPUs (bridges/), ReLIFT and DR-PO (not three lines away).
 
@@ -45,12 +45,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import toy
 from ddt import micro_batches, response_stats
-from eval import (InputError, demo_ids, flag, greedy_accuracy, load_benchmarks, load_problems,
-                  new_sampler, prompt_ids, run_script, stop_ids)
-from idft import (accuracy_after, accuracy_before, count_dropped, draw_batch, log_row,
-                  optimizer_step, save_checkpoint, start_run)
+from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
+                  load_problems, new_sampler, printable, prompt_ids, run_script, stop_ids)
+from idft import draw_batch, end_step, optimizer_step, report_accuracy, start_run
 from reward import rewards
 
 # How much prefix, on how many of the n rollouts (of which share of the problems), which gradient.
@@ -61,14 +59,15 @@ METHODS = {
     # [P]'s ablations: a prefix without gradient, and one with 0.001 on -log p
     "frozen": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "none"},
     "static": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "sft"},
-    # https://arxiv.org/abs/2504.14945: the demonstration is a rollout, weighed p / (p + 0.1), no clip
+    # https://arxiv.org/abs/2504.14945: the demonstration is a rollout with p / (p + 0.1), no clip
     "luffy": {"schedule": "full", "hybrids": 1, "prefix_loss": "luffy", "clip_ratio": 1e9},
-    # https://arxiv.org/abs/2505.16984: every rollout starts from a hint, and the hint is learnt by SFT
+    # https://arxiv.org/abs/2505.16984: every rollout starts from a hint, learnt by SFT
     "uft": {"schedule": "binomial", "hybrids": -1, "prefix_loss": "sft"},
     # https://arxiv.org/abs/2601.18795: on half of the problems every rollout starts from a prefix
     "prefix_rl": {"schedule": "uniform", "hybrids": -1, "prefix_loss": "none",
                   "hybrid_problems": 0.5},
 }
+STATIC_WEIGHT = 0.001        # of -log p, in static [P] and uft
 
 
 # ---- how much prefix ----------------------------------------------------------------------------
@@ -104,6 +103,11 @@ def prefix_length(demo_length, low, high, rng):
     rng has .uniform(a, b)."""
     length = math.floor(rng.uniform(low, high) * demo_length)
     return max(0, min(length, demo_length - 1))
+
+
+def window_at(step, flags):
+    """prefix_window with the numbers of the flags; low_t starts at high [P]."""
+    return prefix_window(step, flags.steps, flags.high, flags.high, flags.low_end, flags.schedule)
 
 
 def hint_length(demo_length, p, rng):
@@ -169,10 +173,11 @@ def policy_loss(logp, old_logp, adv, clip=0.2):
 
 
 def prefix_loss(logp, adv, how):
-    """The relatives that do not treat the prefix as a rollout, token by token. sft: 0.001 on
-    -log p. luffy: -A p / (p + 0.1), no importance ratio."""
+    """The relatives that do not treat the prefix as a rollout, token by token: any one shape.
+
+    sft: -A log p, where A is STATIC_WEIGHT. luffy: -A p / (p + 0.1), without importance ratio."""
     if how == "sft":
-        return -0.001 * logp
+        return -adv * logp
     p = logp.exp()
     return -adv * p / (p + 0.1)
 
@@ -200,12 +205,11 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
     """n rollouts of every problem, the last --hybrids of them from a prefix of a demonstration,
     scored -> list of G * n Rollouts."""
     rng = np.random.default_rng((flags.seed, step))
-    low, high = prefix_window(step, flags.steps, flags.high, flags.low, flags.low_end,
-                              flags.schedule)
+    low, high = window_at(step, flags)
     hybrids = flags.n if flags.hybrids == -1 else flags.hybrids
     rollouts = []
     for problem in problems:
-        # One prefix a problem: were there several, the baseline would compare unlike starts.
+        # One prefix a problem: with several, the baseline would compare unlike starts.
         demo, L = [], 0
         if hybrids and problem["demos"] and rng.random() < flags.hybrid_problems:
             demo = problem["demos"][rng.integers(len(problem["demos"]))]
@@ -223,154 +227,171 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
                 rollout.demo_length = len(demo)
             rollouts.append(rollout)
 
-    # The model goes on from where each stands. Nothing is left to write behind a whole demonstration.
-    unfinished = [r for r in rollouts if r.prefix_length == 0 or r.prefix_length < r.demo_length]
-    samples = sampler([r.prompt + r.response for r in unfinished], stop=stop,
-                      max_new_tokens=[flags.max_new_tokens - r.prefix_length for r in unfinished],
-                      temperature=flags.temperature, seed=flags.seed * 1_000_003 + step)
-    for r, sample in zip(unfinished, samples):
+    # The model goes on from where each stands; behind a whole demonstration nothing is left.
+    opened = [r for r in rollouts if r.demo_length == 0 or r.prefix_length < r.demo_length]
+    contexts = [r.prompt + r.response for r in opened]
+    budgets = [flags.max_new_tokens - r.prefix_length for r in opened]
+    samples = sampler(contexts, 1, budgets, stop, flags.temperature,
+                      seed=flags.seed * 1_000_003 + step)
+    for r, sample in zip(opened, samples):
         r.response = r.response + sample.tokens
         r.finished = sample.finished
         r.entropy = sum(sample.entropy) / max(1, len(sample.entropy))
 
     # The reward: 1 if the final answer is right. What did not end by itself earns nothing.
     texts = tokenizer.batch_decode([r.response for r in rollouts], skip_special_tokens=True)
-    for r, score in zip(rollouts, rewards(texts, [r.answer for r in rollouts])):
+    scores = rewards(texts, [r.answer for r in rollouts])
+    for r, score in zip(rollouts, scores):
         r.reward = score if r.finished else 0.0
     return rollouts
 
 
 # ---- one step: the update -----------------------------------------------------------------------
 
+def flat(rollouts, name):
+    """One tensor of several rollouts, end to end: (tokens,)."""
+    return torch.cat([getattr(r, name) for r in rollouts])
+
+
+def by_rollout(rollouts, values):
+    """The other way: (rollout, its part of `values` (tokens,)) pairs."""
+    lengths = [len(r.response) for r in rollouts]
+    return zip(rollouts, values.cpu().split(lengths))
+
+
+def read_rollouts(model, rollouts, flags):
+    """logp and entropy of every token of the responses, end to end, under the model as it is."""
+    rows = [(r.prompt, r.response) for r in rollouts]
+    return response_stats(model, rows, flags.temperature, micro_tokens=flags.micro_tokens)
+
+
+def token_losses(model, rollouts, flags):
+    """The loss of every token of a micro-batch, which tokens are of a prefix, and which the clip
+    holds back: (tokens,) each."""
+    adv = flat(rollouts, "adv").to(model.device)
+    prefix = flat(rollouts, "prefix").to(model.device)
+    logp, _ = read_rollouts(model, rollouts, flags)
+    old_logp = logp.detach()                     # one update a batch: the ratio is 1 without a look
+    if flags.mini_batches > 1:
+        old_logp = flat(rollouts, "old_logp").to(model.device)
+    loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
+    held = loss > -torch.exp(logp - old_logp) * adv
+    if flags.prefix_loss in ("sft", "luffy"):
+        loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
+        held = held & ~prefix
+    return loss, prefix, held
+
+
 def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=False):
     """Learn from a batch of rollouts in --mini_batches optimizer steps -> metrics. The same for
     every --micro_tokens, up to rounding. measure_prefix: also the gradient norm of the prefixes."""
-    # 1. What every token is worth: the prefix may have another worth than what the model wrote.
+    # 1. What every token is worth: a prefix may have another worth than what the model wrote.
     reward = torch.tensor([r.reward for r in rollouts]).view(-1, flags.n)              # (G, N)
     hybrid = torch.tensor([r.demo_length > 0 for r in rollouts]).view(-1, flags.n)     # (G, N)
     own_adv, prefix_adv = advantages(reward, hybrid, flags.advantage)                  # (G, N)
+    if flags.prefix_loss == "sft":
+        prefix_adv = torch.full_like(own_adv, STATIC_WEIGHT)           # whatever the reward
     for r, own, given in zip(rollouts, own_adv.flatten(), prefix_adv.flatten()):
         r.prefix = torch.arange(len(r.response)) < r.prefix_length                     # (T,)
         r.adv = torch.where(r.prefix, given, own)                                      # (T,)
-        if flags.mask_overlong and not r.finished:
-            r.adv = torch.zeros_like(r.adv)
-        r.unsure = torch.zeros_like(r.adv)
 
-    # 2. How sure the model was when it sampled: one pass without gradients, before any update. The
-    # first mini-batch is learnt from under that very policy, so its ratio is 1 without a look.
-    size = flags.n * math.ceil(len(rollouts) / flags.n / flags.mini_batches)           # whole groups
-    mini_batches = [rollouts[i:i + size] for i in range(0, len(rollouts), size)]
-    by_entropy = flags.prefix_loss in ("top", "bottom")
-    for number, mini_batch in enumerate(mini_batches):
-        look = [r for r in mini_batch
-                if (number > 0 and has_loss(r, flags)) or (by_entropy and r.prefix_length > 0)]
-        if look:
-            with torch.no_grad():
-                logp, entropy = response_stats(model, [(r.prompt, r.response) for r in look],
-                                               flags.temperature, micro_tokens=flags.micro_tokens)
-            lengths = [len(r.response) for r in look]
-            for r, r_logp, r_entropy in zip(look, logp.split(lengths), entropy.split(lengths)):
-                r.old_logp = r_logp.cpu()
-                r.unsure = r_entropy.cpu()
+    # 2. How sure the model was when it sampled: one pass without gradients, before any update.
+    look = [r for r in rollouts if r.prefix_length > 0 or (flags.mini_batches > 1 and r.adv.any())]
+    if look:
+        with torch.no_grad():
+            logp, entropy = read_rollouts(model, look, flags)
+        for r, r_logp in by_rollout(look, logp):
+            r.old_logp = r_logp
+        for r, r_entropy in by_rollout(look, entropy):
+            r.unsure = r_entropy
 
-    totals = dict.fromkeys(["loss", "grad_norm", "grad_norm_prefix", "updates", "update_tokens",
-                            "clipped", "prefix_kept"], 0)
-    for number, mini_batch in enumerate(mini_batches):
-        learn = [r for r in mini_batch if has_loss(r, flags)]
-        if not learn:
-            continue                                                   # every group of one opinion
+    metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "grad_norm_prefix": None,
+               "prefix_kept": 0, "update_tokens": 0, "clipped_tokens": 0}
+    size = flags.n * math.ceil(len(rollouts) / flags.n / flags.mini_batches)     # whole groups
+    for first in range(0, len(rollouts), size):
+        mini_batch = rollouts[first:first + size]
+        denominator = len(mini_batch) * flags.max_new_tokens           # before anything is left out
 
         # 3. Entropy clipping over the mini-batch: only the decisions of a prefix keep their worth.
         given = [r for r in mini_batch if r.prefix_length > 0]
         if given and flags.prefix_loss not in ("sft", "luffy"):
-            adv, prefix, entropy = (torch.cat([getattr(r, name) for r in given])
-                                    for name in ("adv", "prefix", "unsure"))
-            adv = entropy_clip(adv, prefix, entropy, flags.keep, flags.prefix_loss, generator)
-            for r, r_adv in zip(given, adv.split([len(r.response) for r in given])):
+            adv = entropy_clip(flat(given, "adv"), flat(given, "prefix"), flat(given, "unsure"),
+                               flags.keep, flags.prefix_loss, generator)
+            for r, r_adv in by_rollout(given, adv):
                 r.adv = r_adv
-                totals["prefix_kept"] += r_adv[:r.prefix_length].count_nonzero().item()
+                metrics["prefix_kept"] += r_adv[:r.prefix_length].count_nonzero().item()
 
-        # 4. Gradients add up over micro-batches. To measure the prefixes, they go first and alone.
-        rows = [(r.prompt, r.response) for r in learn]
+        learn = [r for r in mini_batch if r.adv.any()]
+        if not learn:
+            continue                                                   # every group is of one mind
+        groups = micro_batches([(r.prompt, r.response) for r in learn], flags.micro_tokens)
+        if measure_prefix:
+            for group in groups:
+                loss, prefix, _ = token_losses(model, [learn[i] for i in group], flags)
+                (loss[prefix].sum() / denominator).backward()
+            norm = optimizer_step(model, optimizer, flags.lr, math.nan)     # clears, does not step
+            metrics["grad_norm_prefix"] = norm
+
+        # 4. Gradients add up over micro-batches; each is divided by the size of the whole step.
         step_loss = 0.0
-        for part in ("prefix", "own") if measure_prefix else ("both",):
-            for group in micro_batches(rows, flags.micro_tokens):
-                adv = torch.cat([learn[i].adv for i in group]).to(model.device)            # (tokens,)
-                prefix = torch.cat([learn[i].prefix for i in group]).to(model.device)
-                logp, _ = response_stats(model, [rows[i] for i in group], flags.temperature,
-                                         micro_tokens=flags.micro_tokens)
-                old_logp = logp.detach()
-                if number > 0:
-                    old_logp = torch.cat([learn[i].old_logp for i in group]).to(model.device)
-                loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
-                if flags.prefix_loss in ("sft", "luffy"):
-                    loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
-                if part != "both":
-                    loss = loss * (prefix == (part == "prefix"))
-                # Divided once, by what the whole step could have written (Dr.GRPO).
-                loss = loss.sum() / (len(mini_batch) * flags.max_new_tokens)
-                loss.backward()
-                step_loss += loss.item()
-                if part != "prefix":
-                    ratio = (logp.detach() - old_logp).exp()
-                    held = torch.where(adv > 0, ratio > 1 + flags.clip_ratio,
-                                       (ratio < 1 - flags.clip_ratio) & (adv < 0))
-                    totals["clipped"] += held.sum().item()
-                    totals["update_tokens"] += len(logp)
-            if part == "prefix":
-                grads = [p.grad for p in model.parameters() if p.grad is not None]
-                totals["grad_norm_prefix"] += torch.nn.utils.get_total_norm(grads).item()
+        for group in groups:
+            loss, _, held = token_losses(model, [learn[i] for i in group], flags)
+            loss = loss.sum() / denominator
+            loss.backward()
+            step_loss += loss.item()
+            metrics["clipped_tokens"] += held.sum().item()
 
         # 5. One optimizer step a mini-batch.
-        totals["grad_norm"] += optimizer_step(model, optimizer, flags.lr, flags.clip, step_loss)
-        totals["loss"] += step_loss
-        totals["updates"] += 1
-    return totals
+        metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
+        metrics["loss"] += step_loss
+        metrics["updates"] += 1
+        metrics["update_tokens"] += sum(len(r.response) for r in learn)
+    metrics["loss"] /= max(1, metrics["updates"])
+    metrics["grad_norm"] /= max(1, metrics["updates"])
+    return metrics
 
 
-def has_loss(rollout, flags):
-    """Whether any token of a rollout has a gradient."""
-    learnt_as_text = flags.prefix_loss == "sft" and rollout.prefix_length > 0
-    return learnt_as_text or bool(rollout.adv.any())
+# ---- what is shown and logged -------------------------------------------------------------------
+
+def describe(rollouts):
+    """What a batch of rollouts looked like, for metrics.jsonl: means, or None (null) of nothing."""
+    seen = {"reward": [], "reward_hybrid": [], "prefix_share": [], "entropy": [], "length": [],
+            "overlong": []}
+    tokens = prefix_tokens = 0
+    for r in rollouts:
+        if r.demo_length > 0:
+            seen["reward_hybrid"].append(r.reward)
+            seen["prefix_share"].append(r.prefix_length / r.demo_length)
+        else:
+            seen["reward"].append(r.reward)
+        if r.prefix_length < len(r.response):
+            seen["entropy"].append(r.entropy)
+        seen["length"].append(len(r.response))
+        seen["overlong"].append(not r.finished)
+        prefix_tokens += r.prefix_length
+        tokens += len(r.response) - r.prefix_length
+    row = {"tokens": tokens, "prefix_tokens": prefix_tokens}
+    for name, values in seen.items():
+        row[name] = sum(values) / len(values) if values else None
+    return row
 
 
-def mean(values):
-    """The mean, or None (JSON's null) of nothing."""
-    values = list(values)
-    return sum(values) / len(values) if values else None
-
-
-def describe(rollouts, flags, step):
-    """What one batch of rollouts looked like, for metrics.jsonl."""
-    plain = [r for r in rollouts if r.demo_length == 0]
-    hybrid = [r for r in rollouts if r.demo_length > 0]
-    low, _ = prefix_window(step, flags.steps, flags.high, flags.low, flags.low_end, flags.schedule)
-    return {"reward": mean(r.reward for r in plain),
-            "reward_hybrid": mean(r.reward for r in hybrid),
-            "low": low,
-            "prefix_share": mean(r.prefix_length / r.demo_length for r in hybrid),
-            "prefix_tokens": sum(r.prefix_length for r in rollouts),
-            "tokens": sum(len(r.response) - r.prefix_length for r in rollouts),
-            "entropy": mean(r.entropy for r in rollouts),
-            "length": mean(len(r.response) for r in rollouts),
-            "overlong": mean(not r.finished for r in rollouts)}
-
-
-def show_rollout(tokenizer, rollouts, title):
-    """Print one hybrid rollout, one that succeeded if there is one: [kept] decisions of the prefix,
-    a bar, and what the model wrote."""
+def show_rollout(tokenizer, rollouts, when):
+    """Print a hybrid rollout, one that succeeded if there is one."""
     hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
     if not hybrid:
         return
-    r = max(hybrid, key=lambda r: (r.reward, bool(r.adv[:r.prefix_length].any())))
+    r = max(hybrid, key=lambda r: r.reward)
     words = []
-    for token, adv, given in zip(r.response, r.adv.tolist(), r.prefix.tolist()):
+    for i, token in enumerate(r.response):
         word = tokenizer.decode([token])
-        words.append(f"[{word}]" if given and adv else word)
-    words.insert(r.prefix_length, "|")
-    text = "".join(c if c.isprintable() else " " for c in " ".join(words))
-    print(f"{title} prefix, [kept], | what the model wrote; reward {r.reward:.0f}, "
-          f"advantage {r.adv[-1]:+.2f}:\n    {text}")
+        if i == r.prefix_length:
+            words.append("|")
+        kept = r.prefix[i] and r.adv[i] != 0
+        words.append(f"[{word}]" if kept else word)
+    text = printable(" ".join(words))
+    tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote; "
+               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}\n    {text}")
 
 
 # ---- the loop -----------------------------------------------------------------------------------
@@ -380,14 +401,15 @@ def prepare_problems(tokenizer, problems, max_new_tokens):
     response may be is left out: it could not end, would earn 0, and would be taught as wrong."""
     prepared, left_out = [], 0
     for problem in problems:
-        solutions = problem["solution"] or []
-        if isinstance(solutions, str):
-            solutions = [solutions]
-        demos = [demo_ids(tokenizer, solution) for solution in solutions]
-        fitting = [demo for demo in demos if len(demo) <= max_new_tokens]
-        left_out += len(demos) - len(fitting)
+        demos = []
+        for solution in demonstrations(problem):
+            demo = demo_ids(tokenizer, solution)
+            if len(demo) <= max_new_tokens:
+                demos.append(demo)
+            else:
+                left_out += 1
         prompt = prompt_ids(tokenizer, problem["problem"])
-        prepared.append({"prompt": prompt, "demos": fitting, "answer": problem["answer"]})
+        prepared.append({"prompt": prompt, "demos": demos, "answer": problem["answer"]})
     if left_out:
         print(f"{left_out} demonstrations are longer than --max_new_tokens {max_new_tokens} and "
               "left out; a problem without any trains as plain RFT")
@@ -396,45 +418,37 @@ def prepare_problems(tokenizer, problems, max_new_tokens):
 
 def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
                  benchmarks=None):
-    """The loop, from state["step"] to flags.steps. With `out` it logs, shows and saves."""
+    """The loop, from state["step"] to flags.steps. With `out` it shows, logs and saves."""
     stop = stop_ids(model, tokenizer)
-    bar = tqdm(range(state["step"], flags.steps), initial=state["step"], total=flags.steps,
-               leave=False)
+    bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
         start = time.perf_counter()
         sampler.sync(model)
-        batch = [problems[i] for i in draw_batch(len(problems), flags.batch, step, flags.seed)]
+        batch = draw_batch(problems, flags.batch, step, flags.seed)
         rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, stop)
+        row = {"low": window_at(step, flags)[0], **describe(rollouts)}
         sampled = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
         measure = flags.prefix_grad_every > 0 and step % flags.prefix_grad_every == 0
-        row = {"step": step + 1, **describe(rollouts, flags, step)}
         row |= update(model, optimizer, rollouts, flags, generator, measure)
         updated = time.perf_counter()
         row |= {"rollout_s": sampled - start, "update_s": updated - sampled,
                 "rollout_tokens_per_s": row["tokens"] / (sampled - start),
                 "update_tokens_per_s": row["update_tokens"] / (updated - sampled)}
-        state["step"] = step + 1
-        count_dropped(state, row)
-        bar.set_postfix(reward=f"{row['reward'] or 0:.2f}", refresh=False)
-        if not out:
-            continue
-        if step == 0 or state["step"] == flags.steps:
-            bar.clear()
-            show_rollout(tokenizer, rollouts, "before training:" if step == 0 else "at the end:")
-        if flags.eval_every and state["step"] % flags.eval_every == 0:
+        bar.set_postfix(reward=row["reward"], refresh=False)
+        if out and step in (0, flags.steps - 1):
+            show_rollout(tokenizer, rollouts, f"of step {step + 1}")
+        if flags.eval_every and (step + 1) % flags.eval_every == 0:
             row["accuracy"] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens,
-                                              sampler)
-        log_row(out, row)
-        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
-            save_checkpoint(out, model, tokenizer, optimizer, state)
+                                              sampler=sampler)
+        end_step(out, model, tokenizer, optimizer, state, row, flags)
 
 
 # ---- flags and main -----------------------------------------------------------------------------
 
 @dataclass
 class Flags:
-    model: str = flag("toy", "toy, a checkpoint directory (one of idft.py: SFT-then-RFT), a Hub id")
+    model: str = flag("toy", "toy, a checkpoint directory (of idft.py: SFT-then-RFT) or a Hub id")
     data: str = flag("toy", "problems with demonstrations: toy, a JSON(L) file or hf://...")
     eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...")
     out: str = flag("runs/prefix_rft", "directory for metrics.jsonl and checkpoint/")
@@ -442,25 +456,21 @@ class Flags:
     schedule: Literal["cosine", "linear", "uniform", "full", "binomial", "none"] = flag(
         "cosine", "how much prefix [P]")
     hybrids: int = flag(1, "how many of the n rollouts start from one; -1: all [P]", -1, 10**4)
-    hybrid_problems: float = flag(1.0, "on which share of the problems", 0, 1)
+    hybrid_problems: float = flag(1.0, "on which share of the problems [ours]", 0, 1)
     prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag(
         "top", "what gradient the prefix gets [P]")
     keep: float = flag(0.2, "share of prefix tokens kept by top, bottom and random [P]", 0, 1)
+    high: float = flag(0.95, "largest prefix share [P]", 0, 1)
+    low_end: float = flag(0.05, "smallest prefix share at the end [P]", 0, 1)
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1, 10**9)
     batch: int = flag(128, "problems in a batch [P]", 1, 10**6)
-    mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1, 10**6)
     n: int = flag(8, "rollouts a problem [P]", 1, 10**4)
+    mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1, 10**6)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
-    max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2, 10**6)
-    temperature: float = flag(1.0, "of the rollouts [P]", 1e-3, 100)
-    high: float = flag(0.95, "largest prefix share [P]", 0, 1)
-    low: float = flag(0.95, "smallest prefix share at the start [P]", 0, 1)
-    low_end: float = flag(0.05, "smallest prefix share at the end [P]", 0, 1)
     clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6, 1e9)
-    mask_overlong: bool = flag(False, "no loss on responses that did not end [ours]")
-    weight_decay: float = flag(0.01, "AdamW [code]", 0, 10)
-    clip: float = flag(1.0, "largest gradient norm [code]", 1e-9, 1e9)
+    temperature: float = flag(1.0, "of the rollouts [P]", 1e-3, 100)
+    max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2, 10**6)
     rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1, 10**5)
     micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1, 10**9)
     keep_activations: bool = flag(False, "on a GPU: do not recompute them; faster, 10x the memory")
@@ -477,27 +487,24 @@ TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 16, "max_new_token
 
 def check(flags, problems):
     """InputError for flags that contradict each other or the data."""
-    if flags.low > flags.high or flags.low_end > flags.high:
-        raise InputError(f"--high {flags.high} is below --low or --low_end: raise it")
+    if flags.low_end > flags.high:
+        raise InputError(f"--low_end {flags.low_end} is above --high {flags.high}: lower it")
     if flags.hybrids > flags.n:
-        raise InputError(f"--hybrids {flags.hybrids} of --n {flags.n} rollouts: take at most n")
+        raise InputError(f"--hybrids {flags.hybrids} is more than --n {flags.n}: take at most n")
     if (flags.hybrids == 0) != (flags.schedule == "none"):
-        raise InputError(f"--hybrids {flags.hybrids} and --schedule {flags.schedule} contradict each "
-                         "other: plain RFT is --method rft, which sets both")
+        raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: for "
+                         "plain RFT take --method rft")
     if flags.schedule == "full" and flags.hybrids in (-1, flags.n):
-        raise InputError("--schedule full: a demonstration would be every rollout, raise --n")
+        raise InputError("--schedule full: the model must write a rollout of its own, raise --n")
     if flags.hybrids and not any(problem["solution"] for problem in problems):
         raise InputError(f"--data {flags.data} has no solution for a rollout to start from: add "
                          "some, or take --method rft")
 
 
 def main(flags):
-    if flags.data == "toy":
-        problems = toy.problems("train", seed=flags.seed)
-    else:
-        problems = load_problems(flags.data)
-    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
+    problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
+    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
     out, model, tokenizer, optimizer, state = start_run(flags)
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
 
@@ -508,11 +515,11 @@ def main(flags):
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
     if room < flags.max_new_tokens:
         raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
-                         f"model reads only {room}")
+                         f"model reads {room}")
 
-    accuracy_before(out, state, model, tokenizer, benchmarks, room, sampler)
+    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks)
-    accuracy_after(out, state, model, tokenizer, benchmarks, room, sampler)
+    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
 
 
 if __name__ == "__main__":
