@@ -463,5 +463,309 @@ def test_a_mistake_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys, words, 
     assert not (tmp_path / "out").exists()
 
 
+# ---- verl ---------------------------------------------------------------------------------------
+
+class Queue:
+    """verl's TransferQueue in memory: {key: {field: value}}, and what it is told of a key."""
+
+    def __init__(self):
+        self.rows, self.tags = {}, {}
+
+    async def async_kv_put(self, key, partition_id, tag):
+        self.tags[key] = tag
+
+    async def async_kv_batch_put(self, keys, fields, tags, partition_id):
+        self.kv_batch_put(keys, partition_id, fields)
+        self.tags |= dict(zip(keys, tags))
+
+    def kv_batch_put(self, keys, partition_id, fields):
+        from transfer_queue import KVBatchMeta
+        for i, key in enumerate(keys):
+            row = self.rows.setdefault(key, {})
+            row |= {name: fields[name][i] for name in fields.keys()}
+        return KVBatchMeta(keys=keys, partition_id=partition_id, tags=[{}] * len(keys))
+
+    def kv_batch_get(self, keys, partition_id, select_fields):
+        from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+        rows = []
+        for key in keys:
+            rows.append({name: self.rows[key][name] for name in select_fields
+                         if name in self.rows[key]})
+        return list_of_dict_to_tensordict(rows)
+
+
+class Server:
+    """verl's client of the inference servers: responses by a random hand."""
+
+    def __init__(self, eos, with_logps):
+        self.eos, self.with_logps, self.rng, self.asked = eos, with_logps, np.random.default_rng(0), []
+
+    async def generate(self, prompt_ids, sampling_params, **_):
+        from verl.workers.rollout.replica import TokenOutput
+        self.asked.append(list(prompt_ids))
+        ids = write(self.rng, self.eos)[:ROOM]
+        return TokenOutput(token_ids=ids, log_probs=[-1.0] * len(ids) if self.with_logps else None)
+
+
+class Reward:
+    """verl's reward worker: its own reward manager, and our compute_score without its maths."""
+
+    def __init__(self, tokenizer, monkeypatch):
+        import bridges.verl as bridge
+        from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+        self.compute_score, self.seen = self, []
+        monkeypatch.setattr(bridge, "reward", lambda text, truth: parity(text.encode()))
+        self.manager = object.__new__(NaiveRewardManager)
+        self.manager.tokenizer, self.manager.compute_score = tokenizer, bridge.compute_score
+        self.manager.is_async_reward_score, self.manager.reward_router_address = False, None
+
+    async def remote(self, data):
+        import asyncio
+        self.manager.loop = asyncio.get_running_loop()
+        return await self.manager.run_single(copy.deepcopy(data))    # as on its way through Ray
+
+
+def verl_config(words=()):
+    """verl's configuration, by its own means."""
+    import verl
+    from hydra import compose, initialize_config_dir
+    folder = Path(verl.__file__).parent / "trainer" / "config"
+    with initialize_config_dir(str(folder), version_base=None):
+        return compose("ppo_trainer", overrides=list(words))
+
+
+def verl_rollouts(checkpoint, monkeypatch, with_logps=False, validate=False, step=3):
+    """Rollouts of PROBLEMS' first three by verl's worker -> the queue, what the server was asked."""
+    import asyncio
+
+    import bridges.verl
+    import verl.trainer.ppo.v1.agent_loop_tq as module
+    from bridges.verl_data import dataset_rows
+    queue = Queue()
+    monkeypatch.setattr(module, "tq", queue)
+    _, tokenizer = load_model(checkpoint, CPU)
+    config = verl_config([
+        f"actor_rollout_ref.rollout.n={N}", f"actor_rollout_ref.rollout.val_kwargs.n={N}",
+        f"data.max_response_length={ROOM}",
+        "actor_rollout_ref.actor.optim.total_training_steps=10"])
+    worker = object.__new__(module.AgentLoopWorkerTQ.__ray_metadata__.modified_class)
+    worker.config, worker.tokenizer, worker.processor = config, tokenizer, None
+    worker.hf_model_type, worker.dataset_cls, worker.tools = "qwen2", None, []
+    worker.mm_processor_kwargs, worker.distillation_enabled = {}, False
+    worker.llm_client = Server(tokenizer.eos_token_id, with_logps)
+    worker.reward_loop_worker_handles = [Reward(tokenizer, monkeypatch)]
+
+    async def run():
+        for row in dataset_rows(PROBLEMS[:3], with_solutions=not validate):
+            row["raw_prompt"] = row.pop("prompt")
+            row |= {"uid": f"u{row['extra_info']['index']}", "agent_name": "prefix_rft",
+                    "global_steps": step, "index": row["extra_info"]["index"]}
+            trajectory = {"step": step, "sample_index": 0, "rollout_n": 0, "validate": validate}
+            await worker._run_prompt(row, {}, trajectory)
+            assert queue.tags[row["uid"]] == {"status": "finished"}
+
+    asyncio.run(run())
+    return queue, worker.llm_client.asked
+
+
+@needs_verl
+@pytest.mark.parametrize("with_logps", [False, True])
+def test_verl_hybrid_rollouts(tiny_checkpoint, monkeypatch, with_logps):
+    queue, asked = verl_rollouts(tiny_checkpoint, monkeypatch, with_logps)
+    model, tokenizer = load_model(tiny_checkpoint, CPU)
+    assert sorted(queue.rows) == sorted(f"u{i}_{k}_0" for i in range(3) for k in range(N))
+    for key, row in queue.rows.items():
+        problem = PROBLEMS[int(key[1])]
+        L = int(row["prefix_mask"].sum())
+        ids = row["responses"].tolist()
+        assert row["prompts"].tolist() == prompt_ids(tokenizer, problem["problem"])
+        assert row["input_ids"].tolist() == row["prompts"].tolist() + ids
+        assert ids[:L] == demo_ids(tokenizer, problem["solution"])[:L]
+        assert (L > 0) == key.endswith(f"_{N - 1}_0") and len(ids) <= ROOM
+        assert row["prefix_mask"].tolist() == [1] * L + [0] * (len(ids) - L)
+        assert row["response_mask"].tolist() == [1] * len(ids)
+        assert row["prompts"].tolist() + ids[:L] in asked
+        if with_logps:
+            assert row["rollout_log_probs"].tolist() == [0.0] * L + [-1.0] * (len(ids) - L)
+        finished = len(ids) < ROOM or ids[-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        assert row["rm_scores"].sum() == finished * parity(text.encode())
+    lengths = [int(row["prefix_mask"].sum()) for row in queue.rows.values()]
+    again, _ = verl_rollouts(tiny_checkpoint, monkeypatch)
+    other, _ = verl_rollouts(tiny_checkpoint, monkeypatch, step=9)
+    assert lengths == [int(row["prefix_mask"].sum()) for row in again.rows.values()]
+    assert lengths != [int(row["prefix_mask"].sum()) for row in other.rows.values()]
+
+
+@needs_verl
+def test_verl_validates_without_prefixes(tiny_checkpoint, monkeypatch):
+    queue, _ = verl_rollouts(tiny_checkpoint, monkeypatch, validate=True)
+    assert len(queue.rows) == 3 * N
+    assert not any(row["prefix_mask"].any() for row in queue.rows.values())
+
+
+def verl_batch(checkpoint, monkeypatch):
+    """Rollouts with old_log_probs, entropies and advantages in the queue -> model, queue, keys,
+    config, and the same as prefix_rft.Rollouts."""
+    import bridges.verl as bridge
+    import verl.trainer.ppo.v1.trainer_base as base
+    from transfer_queue import KVBatchMeta
+    queue, _ = verl_rollouts(checkpoint, monkeypatch)
+    monkeypatch.setattr(base, "tq", queue)
+    monkeypatch.setattr(bridge, "tq", queue)
+    model, tokenizer = load_model(checkpoint, CPU)
+    rollouts = []
+    keys = sorted(queue.rows)
+    for key in keys:
+        row = queue.rows[key]
+        row["uid"] = key.split("_")[0]
+        prompt, ids = row["prompts"].tolist(), row["responses"].tolist()
+        with torch.no_grad():
+            row["old_log_probs"], row["entropy"] = response_stats(model, [(prompt, ids)])
+        L = int(row["prefix_mask"].sum())
+        rollouts.append(prefix_rft.Rollout(prompt, ids, "", prefix_length=L, demo_length=L,
+                                           reward=row["rm_scores"].sum().item()))
+
+    # What verl adds to fill a batch up: no response_mask, but the prefix_mask of another row.
+    hybrid = queue.rows[keys[N - 1]]
+    queue.rows["pad_0_0"] = hybrid | {
+        "uid": "pad", "responses": hybrid["responses"][:1], "rm_scores": torch.zeros(1),
+        "response_mask": torch.zeros(1, dtype=torch.long), "entropy": torch.full((1,), 99.0),
+        "old_log_probs": torch.zeros(1)}
+    trainer = object.__new__(bridge.PrefixRFTTrainer)
+    trainer.config = verl_config(["algorithm.adv_estimator=grpo", f"actor_rollout_ref.rollout.n={N}",
+                                  "algorithm.norm_adv_by_std_in_grpo=False"])
+    batch = KVBatchMeta(keys=[*keys, "pad_0_0"], partition_id="train", tags=[{}] * (len(keys) + 1))
+    batch = trainer._compute_advantage(batch, metrics={})
+    assert len(batch.keys) == len(keys) + 1
+    return model, queue, keys, rollouts
+
+
+@needs_verl
+@pytest.mark.filterwarnings("ignore")
+def test_verl_takes_our_step(tiny_checkpoint, monkeypatch):
+    """verl's advantage and our clipping of it, our loss in verl's words: update()'s step, for every
+    number of GPUs, whose gradients are averaged."""
+    from types import SimpleNamespace
+
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    model, queue, keys, rollouts = verl_batch(tiny_checkpoint, monkeypatch)
+    flags = prefix_rft.Flags(n=N, mini_batches=1, lr=1.0, max_new_tokens=ROOM)
+    ours, control = copy.deepcopy(model), copy.deepcopy(model)
+    metrics = prefix_rft.update(ours, torch.optim.SGD(ours.parameters(), 1.0), rollouts, flags)
+    for r, key in zip(rollouts, keys):
+        assert torch.allclose(queue.rows[key]["advantages"], r.adv, atol=1e-6)
+    assert metrics["prefix_kept"] > 0 and distance(model, ours) > 3e-3
+    flags.prefix_loss = "all"
+    prefix_rft.update(control, torch.optim.SGD(control.parameters(), 1.0), rollouts, flags)
+    assert distance(ours, control) > 3e-4
+
+    for gpus, size in ((1, 12), (1, 5), (2, 3)):
+        config = SimpleNamespace(clip_ratio=0.2, global_batch_info={
+            "dp_size": gpus, "batch_num_tokens": 1, "global_batch_size": len(rollouts),
+            "loss_scale_factor": ROOM})
+        theirs = copy.deepcopy(model)
+        for start in range(0, len(rollouts), size):
+            part = slice(start, start + size)
+            lengths = [len(r.response) for r in rollouts[part]]
+            rows = [(r.prompt, r.response) for r in rollouts[part]]
+            logp = response_stats(theirs, rows)[0].split(lengths)
+            fields = [list(logp)]
+            for name in ("old_log_probs", "advantages", "response_mask"):
+                fields.append([queue.rows[key][name] for key in keys[part]])
+            logp, old, adv, mask = (torch.nn.utils.rnn.pad_sequence(field, batch_first=True)
+                                    for field in fields)
+            loss, _ = get_policy_loss_fn("prefix_rft")(
+                old_log_prob=old, log_prob=logp, advantages=adv, response_mask=mask.bool(),
+                loss_agg_mode="seq-mean-token-sum-norm", config=config, rollout_is_weights=None)
+            (loss / gpus).backward()
+        torch.optim.SGD(theirs.parameters(), 1.0).step()
+        assert distance(theirs, ours) < 1e-6
+
+
+@needs_verl
+def test_verl_loss_clips_and_weighs():
+    from types import SimpleNamespace
+
+    from bridges.verl import prefix_rft_loss
+    rng = torch.Generator().manual_seed(0)
+    old = -torch.rand(6, 9, generator=rng)
+    adv = torch.randn(6, 9, generator=rng)
+    logp = old + 0.5 * torch.randn(6, 9, generator=rng)
+    mask = torch.arange(9) < torch.randint(2, 10, (6, 1), generator=rng)
+    config = SimpleNamespace(clip_ratio=0.2, global_batch_info={
+        "dp_size": 1, "global_batch_size": 6, "loss_scale_factor": 48})
+    expected = prefix_rft.policy_loss(logp, old, adv, 0.2)[mask].sum() / (6 * 48)
+    arguments = (mask, "seq-mean-token-sum-norm", config)
+    poisoned = logp.masked_fill(~mask, math.nan)
+    assert torch.allclose(prefix_rft_loss(old, poisoned, adv, *arguments)[0], expected)
+    half = prefix_rft_loss(old, logp, adv, *arguments, torch.full((6, 9), 0.5))[0]
+    assert torch.allclose(half, expected / 2)
+
+
+@needs_verl
+def test_verl_reward():
+    from bridges.verl import compute_score
+    assert compute_score("gsm8k", "\\boxed{1,000}", "1000", {"finished": True}) == 1.0
+    assert compute_score("gsm8k", "\\boxed{1,000}", "1000") == 1.0
+    assert compute_score("gsm8k", "\\boxed{1,000}", "1000", {"finished": False}) == 0.0
+    assert compute_score(data_source="gsm8k", solution_str="1000", ground_truth="1000") == 0.0
+
+
+@needs_verl
+def test_verl_reads_our_data_and_the_printed_line(tiny_checkpoint, gsm8k, tmp_path):
+    """The data by our script, the flags by verl's own configuration and checks, the names by its
+    registries. The run itself needs GPUs."""
+    import datasets
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.trainer.ppo.v1 import get_trainer_cls
+    from verl.utils.config import validate_config
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    import bridges.verl as bridge
+    from bridges import verl_data
+    (script,), (line,) = printed("python -m bridges.verl_data"), printed("python -m verl.trainer")
+    verl_data.main([str(gsm8k), str(gsm8k), str(tmp_path / script[-1])])
+    config = verl_config([word for word in line[3:]])
+    assert not need_critic(config) and not need_reference_policy(config)
+    validate_config(config, use_reference_policy=False, use_critic=False)
+    trainer = get_trainer_cls(config.trainer.v1.trainer_mode)
+    assert trainer is bridge.PrefixRFTTrainer
+    loss = get_policy_loss_fn(config.actor_rollout_ref.actor.policy_loss.loss_mode)
+    assert loss is bridge.prefix_rft_loss
+    assert get_custom_reward_fn(config)("", "\\boxed{2}", "2") == 1.0
+    assert trainer(config).trainer_mode == "sync"
+
+    _, tokenizer = load_model(tiny_checkpoint, CPU)
+    for path, solutions in ((config.data.train_files, 1), (config.data.val_files, 0)):
+        rows = RLHFDataset(str(tmp_path / path), tokenizer, config.data)
+        problems = load_problems(gsm8k)
+        assert len(rows) == len(problems)
+        for i in (0, 7):
+            row = rows[i]
+            ids = tokenizer.apply_chat_template(row["raw_prompt"], add_generation_prompt=True,
+                                                return_dict=False)
+            assert ids == prompt_ids(tokenizer, problems[i]["problem"])
+            assert row["index"] == i and len(row["extra_info"]["solutions"]) == solutions
+            assert row["reward_model"]["ground_truth"] == problems[i]["answer"]
+
+
+# ---- checkpoints --------------------------------------------------------------------------------
+
+def test_a_checkpoint_loads_in_the_auto_classes(tiny_checkpoint, tmp_path):
+    model, tokenizer = load_model(tiny_checkpoint, CPU)
+    idft.save_checkpoint(tmp_path, model, tokenizer, idft.new_optimizer(model), {"step": 1})
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
+    text = AutoTokenizer.from_pretrained(tmp_path / "checkpoint")
+    chat = [{"role": "user", "content": "1 + 1?"}]
+    assert (text.apply_chat_template(chat, tokenize=False)
+            == tokenizer.apply_chat_template(chat, tokenize=False))
+    assert text("Ada has 3 coins.").input_ids == tokenizer("Ada has 3 coins.").input_ids
+    ids = torch.tensor([tokenizer("Ada has 3 coins.").input_ids])
+    assert torch.equal(again.eval()(ids).logits, model(ids).logits)
+
+
 if __name__ == "__main__":              # one of the two processes of the test above
     trl_step(sys.argv[1], sys.argv[2], per_device_train_batch_size=3, gradient_accumulation_steps=2)
