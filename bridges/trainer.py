@@ -43,7 +43,7 @@ def run_bridge(main, Config, require):
 
 
 def chat_turns(problem):
-    """A problem (text, or chat turns as they stand) -> chat turns, as eval.prompt_ids makes them."""
+    """A problem (text, or chat turns as they stand) -> chat turns, as eval.prompt_ids does."""
     if isinstance(problem, str):
         return [{"role": "user", "content": problem + INSTRUCTION}]
     return problem

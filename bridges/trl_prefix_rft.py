@@ -35,8 +35,8 @@ class PrefixRFTConfig(GRPOConfig):
 
 
 class PrefixRFTTrainer(RFTTrainer):
-    """args: a PrefixRFTConfig. The dataset has a column "demos": of every problem the demonstrations,
-    lists of at most max_completion_length token ids."""
+    """args: a PrefixRFTConfig. The dataset has a column "demos": of every problem a list of
+    demonstrations, each at most max_completion_length token ids."""
 
     def draw_prefixes(self, inputs):
         """The prefix (token ids) of every rollout of this process; [] for those that have none."""

@@ -4,8 +4,8 @@ verl.py - Prefix-RFT in verl, without patching it (verl 0.9.1, its trainer "v1")
 verl imports this file in every process if VERL_USE_EXTERNAL_MODULES=bridges.verl stands in the
 environment. What it registers under the name prefix_rft:
 
-    agent loop     makes the last of a problem's n rollouts hybrid: the prefix joins the prompt while
-                   the model writes, and moves to the head of the response afterwards
+    agent loop     makes the last of a problem's n rollouts hybrid: the prefix joins the prompt
+                   while the model writes, and moves to the head of the response afterwards
     trainer        the synchronous one, and entropy clipping over the whole batch
     loss           PPO's clip without verl's dual clip
 

@@ -51,7 +51,8 @@ def test_prefix_rft_in_trl_has_at_most_60_lines_of_code():
     text = (ROOT / "bridges" / "trl_prefix_rft.py").read_text()
     prose = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node):
             prose |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     code = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -180,7 +181,7 @@ class StandIn:
 
 
 def trl_step(checkpoint, out, name="PrefixRFTTrainer", generator="hand", **settings):
-    """One step of a trainer of ours in TRL. Every process leaves its rollouts in a file of `out`."""
+    """One step of a trainer of ours in TRL. Every process leaves its rollouts in `out`."""
     import bridges.trl_prefix_rft as bridge
     model, tokenizer = load_model(checkpoint, CPU)
     args = trl_sgd(bridge.PrefixRFTConfig, out, num_generations=N, max_completion_length=ROOM,
@@ -222,7 +223,7 @@ def trl_step(checkpoint, out, name="PrefixRFTTrainer", generator="hand", **setti
 
 
 def own_step(checkpoint, out, **flags):
-    """One step of prefix_rft.update on the rollouts in `out` -> the model, its metrics, the rollouts."""
+    """One step of prefix_rft.update on the rollouts in `out` -> model, metrics, rollouts."""
     model, tokenizer = load_model(checkpoint, CPU)
     rollouts = []
     for path in sorted(Path(out).glob("rollouts*.json")):
@@ -498,7 +499,8 @@ class Server:
     """verl's client of the inference servers: responses by a random hand."""
 
     def __init__(self, eos, with_logps):
-        self.eos, self.with_logps, self.rng, self.asked = eos, with_logps, np.random.default_rng(0), []
+        self.eos, self.with_logps, self.asked = eos, with_logps, []
+        self.rng = np.random.default_rng(0)
 
     async def generate(self, prompt_ids, sampling_params, **_):
         from verl.workers.rollout.replica import TokenOutput
@@ -535,7 +537,7 @@ def verl_config(words=()):
 
 
 def verl_rollouts(checkpoint, monkeypatch, with_logps=False, validate=False, step=3):
-    """Rollouts of PROBLEMS' first three by verl's worker -> the queue, what the server was asked."""
+    """Rollouts of three PROBLEMS by verl's worker -> the queue, what the server was asked."""
     import asyncio
 
     import bridges.verl
@@ -605,8 +607,8 @@ def test_verl_validates_without_prefixes(tiny_checkpoint, monkeypatch):
 
 
 def verl_batch(checkpoint, monkeypatch):
-    """Rollouts with old_log_probs, entropies and advantages in the queue -> model, queue, keys,
-    config, and the same as prefix_rft.Rollouts."""
+    """Rollouts with old_log_probs, entropies and advantages in the queue -> model, queue, keys, and
+    the same as prefix_rft.Rollouts."""
     import bridges.verl as bridge
     import verl.trainer.ppo.v1.trainer_base as base
     from transfer_queue import KVBatchMeta
@@ -633,8 +635,9 @@ def verl_batch(checkpoint, monkeypatch):
         "response_mask": torch.zeros(1, dtype=torch.long), "entropy": torch.full((1,), 99.0),
         "old_log_probs": torch.zeros(1)}
     trainer = object.__new__(bridge.PrefixRFTTrainer)
-    trainer.config = verl_config(["algorithm.adv_estimator=grpo", f"actor_rollout_ref.rollout.n={N}",
-                                  "algorithm.norm_adv_by_std_in_grpo=False"])
+    trainer.config = verl_config([
+        "algorithm.adv_estimator=grpo", "algorithm.norm_adv_by_std_in_grpo=False",
+        f"actor_rollout_ref.rollout.n={N}"])
     batch = KVBatchMeta(keys=[*keys, "pad_0_0"], partition_id="train", tags=[{}] * (len(keys) + 1))
     batch = trainer._compute_advantage(batch, metrics={})
     assert len(batch.keys) == len(keys) + 1
