@@ -27,7 +27,6 @@ Left out: the paper's derivation. Part (c) of the output looks at what it claims
 """
 
 import contextlib
-import json
 import math
 from dataclasses import dataclass
 
@@ -36,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from eval import (demo_ids, demonstrations, flag, load_model, load_problems, new_run, new_sampler,
-                  pick_device, printable, prompt_ids, run_script, stop_ids)
+                  pick_device, printable, prompt_ids, run_script, stop_ids, write_rows)
 
 # How many logits token_stats computes at once: 64 MB on a CPU, whose C library fragments what is
 # larger. On a GPU 1 GB: every chunk adds to the head's bf16 gradient, and every addition rounds.
@@ -223,7 +222,10 @@ def response_stats(model, rows, temperature=1.0, stats=logp_entropy, micro_token
 
     rows: (prompt ids, response ids) pairs of lists -> logp (N,), entropy (N,) float32, the tokens
     of the first response, then those of the second, and so on. Differentiable if gradients are on.
+    ValueError if a prompt is empty.
     """
+    if not all(prompt for prompt, _ in rows):
+        raise ValueError("response_stats: a prompt is empty, so nothing foretells its first token")
     of_row = [None] * len(rows)
     for group in micro_batches(rows, micro_tokens):
         ids, mask, response = pad_rows([rows[i] for i in group], model.device)
@@ -373,11 +375,12 @@ def main(flags):
 
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        with open(out / "texts.jsonl", "w", encoding="utf-8") as file:
-            for kind, responses in texts.items():
-                for response, row in zip(responses, numbers[kind]):
-                    text = tokenizer.decode(response, skip_special_tokens=True)
-                    file.write(json.dumps({"source": kind, **row, "text": text}) + "\n")
+        rows = []
+        for kind, responses in texts.items():
+            for response, row in zip(responses, numbers[kind]):
+                text = tokenizer.decode(response, skip_special_tokens=True)
+                rows.append({"source": kind, **row, "text": text})
+        write_rows(out / "texts.jsonl", rows)
 
 
 if __name__ == "__main__":

@@ -104,16 +104,17 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     title = sys.modules[Flags.__module__].__doc__.strip().split("\n")[0]
     parser = HfArgumentParser(Flags, description=title, allow_abbrev=False)
     parser.error = refuse
-    for action in parser._actions[1:]:                   # all but --help
-        # the help names every default there is, the parser knows none: it tells what was typed
-        defaults = str(action.default)
+    # the help names all defaults; the parser is to know none, so that it tells what was typed
+    for action in parser._actions[1:]:                   # the first is --help
+        defaults = str(action.default) or "none"
         for name, others in {"toy": toy_defaults, **methods}.items():
-            if action.dest in others:
+            if others.get(action.dest, action.default) != action.default:
                 defaults += f", {name}: {others[action.dest]}"
         action.help += f" (default: {defaults})"
         action.default = argparse.SUPPRESS
-
     typed = vars(parser.parse_args(argv))
+
+    # whose defaults hold depends on --data and --method
     flags = Flags(**typed)
     defaults = {}
     if toy_defaults and flags.data == "toy":
@@ -175,9 +176,21 @@ def write_file(path, text):
     os.replace(beside, path)
 
 
+def write_rows(path, rows):
+    """The same with one JSON object a line."""
+    write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def repeat_flags(before, now):
+    """InputError if a run that is resumed does not have the flags it was started with: it would not
+    end where it would have ended undisturbed."""
+    for name, value in before.items():
+        if now.get(name) != value:
+            raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
+
+
 def read_log(path):
-    """The rows of a JSONL file, [] if there is none. Half a line at its end, left by a kill, is cut
-    off."""
+    """The rows of a JSONL file or []. Half a line at its end, left by a kill, is cut off."""
     if not Path(path).exists():
         return []
     os.truncate(path, Path(path).read_bytes().rfind(b"\n") + 1)
@@ -195,6 +208,7 @@ def read_rows(path):
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
 
+    # not splitlines: a text may hold U+2028 and other ends of lines that JSON does not know
     rows = []
     if text.lstrip().startswith("["):
         for number, row in enumerate(parse_json(text, path), 1):
@@ -247,8 +261,8 @@ def load_problems(path, require=("answer",), seed=0):
     for place, row in read_rows(path):
         try:
             problem = to_problem(row)
-            for key in ("problem", *require):
-                if not problem[key]:
+            for key in require:
+                if problem[key] is None:
                     raise InputError(f"{key} ({'|'.join(ALIASES[key])}) is missing or empty")
         except InputError as error:
             raise InputError(f"{place}: {error}; its keys are: {', '.join(row) or 'none'}; other "
@@ -266,7 +280,8 @@ def demonstrations(problem):
 
 
 def to_problem(row):
-    """A row with our keys or their aliases, or of GSM8K -> a problem; what is missing is None."""
+    """A row with our keys or their aliases, or of GSM8K -> a problem; solution and answer may be
+    None. InputError if a value is no text, or if the row is multiple choice."""
     # multiple choice would lose its options
     for key in ("choices", "options"):
         if row.get(key):
@@ -275,19 +290,17 @@ def to_problem(row):
     solution = first_alias(row, "solution")
     answer = first_alias(row, "answer")
 
-    # texts, but a problem may be a chat, a solution a list of several, an answer a number
-    if isinstance(problem, list):
-        check_chat(problem)
-    else:
-        check_text(problem, "problem")
+    # all are texts, but a problem may be a chat, a solution a list of texts, an answer a number
     solutions = solution if isinstance(solution, list) else [solution]
-    for text in solutions:
-        check_text(text, "solution")
-    if isinstance(solution, list) and None in solution:
-        raise InputError("one of the solutions is null")
+    if not is_text(problem) and not is_chat(problem):
+        raise InputError(f"problem ({'|'.join(ALIASES['problem'])}) must be a text or a chat "
+                         f'[{{"role": "user", "content": "..."}}], not {str(problem)[:40]}')
+    if solution is not None and not all(is_text(text) for text in solutions):
+        raise InputError(f"solution must be a text or a list of texts, not {str(solution)[:40]}")
     if type(answer) in (int, float):
         answer = str(answer)
-    check_text(answer, "answer")
+    if answer is not None and not is_text(answer):
+        raise InputError(f"answer must be a text or a number, not {str(answer)[:40]}")
 
     # GSM8K keeps both in its answer; else the box of a solution may say the answer
     if answer and "####" in answer:
@@ -305,20 +318,20 @@ def first_alias(row, key):
             return row[alias]
 
 
-def check_text(value, key):
-    """InputError unless value is None or a text that says something."""
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{key} must be a text, not {str(value)[:40]}")
-    if value is not None and not value.strip():
-        raise InputError(f"{key} is blank")
+def is_text(value):
+    return isinstance(value, str) and value.strip() != ""
 
 
-def check_chat(turns):
-    """InputError unless turns are a list of {"role": text, "content": text}."""
-    for turn in turns:
-        texts = isinstance(turn, dict) and [turn.get("role"), turn.get("content")]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise InputError('a chat must be a list of {"role": "user", "content": "..."}')
+def is_chat(value):
+    """Whether value is a list of {"role": text, "content": text}."""
+    if not isinstance(value, list) or not value:
+        return False
+    for turn in value:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            return False
+        if not isinstance(turn.get("content"), str):
+            return False
+    return True
 
 
 def split_gsm8k(answer):
@@ -363,6 +376,7 @@ def load_model(name, device, seed=0):
             output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:                           # the libraries raise a dozen kinds
         raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
+    # what can be loaded may still be no language model
     model = model.to(device).eval()
     fault = find_fault(model, tokenizer, [*info["missing_keys"], *info["mismatched_keys"]])
     if fault:
@@ -403,6 +417,7 @@ def prompt_ids(tokenizer, problem):
         except Exception as error:                       # a template may refuse, say, a system turn
             raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(text, add_special_tokens=False).input_ids
+    # a base model: the text and a line's end
     ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
     if ids[-1] == tokenizer.eos_token_id:                # some tokenizers close every text
         ids = ids[:-1]
@@ -429,6 +444,7 @@ def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     On a GPU it samples from a bfloat16 copy of the model, half the memory traffic, as of the last
     sampler.sync(model). InputError if a prompt does not fit or the sampler cannot serve the model.
     """
+    # the longest prompt and what is left of the model's context
     if streams == 2:
         prompts = [ids for pair in prompts for ids in pair]
     longest = max(len(ids) for ids in prompts)
@@ -475,13 +491,13 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens, rows)
-    start = time.perf_counter()
     sampler.sync(model)
+    start = time.perf_counter()
     samples = sampler(prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
                       top_p=top_p, seed=seed, stop=stop_ids(model, tokenizer))
     seconds = time.perf_counter() - start
 
-    # sample i answers problem i // n
+    # score: sample i answers problem i // n
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     scores = rewards(texts, [problems[i // n]["answer"] for i in range(len(samples))])
     responses = [[] for _ in problems]
@@ -499,14 +515,18 @@ def summarise(responses, ks, seconds, seed=0):
     high), "pass@k": {k: share}, "length": mean tokens, "finished": share that ended by themselves,
     "seconds" of sampling, "tokens_per_s"}."""
     n = len(responses[0])
-    right = [int(sum(r["reward"] for r in row)) for row in responses]     # c of every problem
-    every = [r for row in responses for r in row]
-    tokens = sum(r["length"] for r in every)
-    return {"problems": len(responses), "n": n,
-            "avg@n": sum(right) / len(every), "ci95": interval(np.array(right) / n, seed),
-            "pass@k": {k: float(np.mean([pass_at_k(n, c, k) for c in right])) for k in ks},
-            "length": tokens / len(every),
-            "finished": sum(r["finished"] for r in every) / len(every),
+    right, tokens, finished = [], 0, 0
+    for row in responses:
+        right.append(int(sum(r["reward"] for r in row)))                  # c of every problem
+        tokens += sum(r["length"] for r in row)
+        finished += sum(r["finished"] for r in row)
+    pass_k = {}
+    for k in ks:
+        pass_k[k] = float(np.mean([pass_at_k(n, c, k) for c in right]))
+    count = n * len(responses)
+    return {"problems": len(responses), "n": n, "avg@n": sum(right) / count,
+            "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
+            "length": tokens / count, "finished": finished / count,
             "seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
@@ -536,9 +556,9 @@ def finished_rows(file, problems, chunk):
     """What a killed run had answered, in whole chunks of problems: the same batches round the same
     way, so a resumed run ends exactly as an undisturbed one."""
     rows = read_log(file)
-    for row, problem in zip(rows, problems):
-        if (row.get("problem"), row.get("answer")) != (problem["problem"], problem["answer"]):
-            raise InputError(f"--resume: {file} answers other problems, name another --out")
+    answered = [(row.get("problem"), row.get("answer")) for row in rows]
+    if answered != [(p["problem"], p["answer"]) for p in problems[:len(rows)]]:
+        raise InputError(f"--resume: {file} answers other problems, name another --out")
     if len(rows) < len(problems):
         rows = rows[:len(rows) // chunk * chunk]
     return rows
@@ -561,6 +581,7 @@ class Flags:
 
 
 def main(flags):
+    # mistakes are met before a model is loaded
     if flags.temperature == 0 and flags.n > 1:
         raise InputError(f"--n {flags.n} greedy responses are all the same: add --temperature 0.6")
     if max(flags.ks) > flags.n:
@@ -571,15 +592,9 @@ def main(flags):
     for name in ("model", "n", "temperature", "top_p", "max_new_tokens", "rows", "seed"):
         settings[name] = getattr(flags, name)
 
-    # a run that goes on must have had these flags and these problems
-    chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
-    done = {title: [] for title in benchmarks}
     if flags.resume:
         before = parse_json((out / "results.json").read_text(), out / "results.json")["flags"]
-        if before != settings:
-            raise InputError(f"--resume: the run in {out} had {before}, repeat its flags")
-        for title, problems in benchmarks.items():
-            done[title] = finished_rows(out / f"{title}.jsonl", problems, chunk)
+        repeat_flags(before, settings)
 
     # one sampler for all benchmarks
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
@@ -588,12 +603,16 @@ def main(flags):
         prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
 
-    out.mkdir(parents=True, exist_ok=True)
     results = {}
-    write_file(out / "results.json", json.dumps({"flags": settings, "results": results}))
+    if not flags.resume:
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / "results.json", json.dumps({"flags": settings, "results": results}))
+    chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
     for title, problems in benchmarks.items():
-        file, rows = out / f"{title}.jsonl", done[title]
-        write_file(file, "".join(json.dumps(row) + "\n" for row in rows))
+        file = out / f"{title}.jsonl"
+        rows = finished_rows(file, problems, chunk)      # none, but for a run that goes on
+        write_rows(file, rows)
+        # answer a chunk, score it, write it down
         for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
             part = problems[i:i + chunk]
             result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p,
@@ -603,6 +622,7 @@ def main(flags):
                     rows.append({"problem": problem["problem"], "answer": problem["answer"],
                                  "responses": responses, "seconds": result["seconds"] / len(part)})
                     log.write(json.dumps(rows[-1]) + "\n")
+        # the numbers of the whole benchmark, over all chunks
         responses = [row["responses"] for row in rows]
         seconds = sum(row["seconds"] for row in rows)
         results[title] = summarise(responses, flags.ks, seconds, flags.seed)

@@ -45,7 +45,7 @@ from tqdm import tqdm
 from ddt import cll, logp_entropy, micro_batches, response_stats
 from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
                   load_model, load_problems, new_run, pick_device, prompt_ids, read_log,
-                  run_script, write_file)
+                  repeat_flags, run_script, write_rows)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -112,10 +112,14 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
     logp, entropy, weight = torch.cat(seen, dim=1)             # each (count,)
     loss = -(weight * logp).mean().item()
     norm = optimizer_step(model, optimizer, lr, loss)
-    gamma = token_gamma(logp, entropy, *weighting)             # IDFT's, whatever the loss
-    return {"loss": loss, "nll": -logp.mean().item(), "phi": cll(logp, entropy).mean().item(),
+
+    # gamma is IDFT's, whatever the loss; the plain nll stands beside the weighted loss.
+    gamma = token_gamma(logp, entropy, *weighting)
+    phi = cll(logp, entropy)
+    seconds = time.perf_counter() - start
+    return {"loss": loss, "nll": -logp.mean().item(), "phi": phi.mean().item(),
             "gamma": gamma.mean().item(), "weight": weight.mean().item(), "grad_norm": norm,
-            "lr": lr, "tokens": count, "tokens_per_s": count / (time.perf_counter() - start)}
+            "lr": lr, "tokens": count, "tokens_per_s": count / seconds}
 
 
 def new_optimizer(model):
@@ -205,10 +209,7 @@ def find_checkpoint(out):
 
 
 def start_run(flags):
-    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state.
-
-    A run goes on with the flags it was started with, or it would not end where it would have ended
-    undisturbed; metrics.jsonl forgets what was logged after the checkpoint."""
+    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state."""
     out = new_run(flags.out, flags.resume)
     device = pick_device(flags.device)
     checkpoint = find_checkpoint(out) if flags.resume else None
@@ -216,22 +217,21 @@ def start_run(flags):
     if device.type == "cuda" and not flags.keep_activations:
         checkpoint_activations(model)
     optimizer = new_optimizer(model)
+
+    # What the run is: its flags, but for those that change nothing of where it ends.
     settings = asdict(flags)
     for name in ("out", "resume", "save_every", "device"):
         del settings[name]
     state = {"step": 0, "bad": 0, "flags": settings}
     if checkpoint:
         state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
-        for name, value in state["flags"].items():
-            if settings.get(name) != value:
-                raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
+        repeat_flags(state["flags"], settings)
         optimizer.load_state_dict(state.pop("optimizer"))
+    # The log forgets what came after the checkpoint: it will come again.
     if flags.resume:
-        kept = ""
-        for row in read_log(out / "metrics.jsonl"):
-            if checkpoint and row["step"] <= state["step"] and "after" not in row:
-                kept += json.dumps(row) + "\n"
-        write_file(out / "metrics.jsonl", kept)
+        rows = read_log(out / "metrics.jsonl") if checkpoint else []
+        before = [row for row in rows if row["step"] <= state["step"] and "after" not in row]
+        write_rows(out / "metrics.jsonl", before)
     return out, model, tokenizer, optimizer, state
 
 
@@ -339,7 +339,7 @@ class Flags:
     resume: bool = flag(False, "continue the run in --out")
 
 
-TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 64, "max_new_tokens": 96}
+TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 64, "max_new_tokens": 64}
 
 
 def main(flags):

@@ -305,7 +305,7 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
         for r, r_entropy in by_rollout(look, entropy):
             r.unsure = r_entropy
 
-    metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "grad_norm_prefix": None,
+    metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "grad_norm_prefix": 0.0,
                "prefix_kept": 0, "update_tokens": 0, "clipped_tokens": 0}
     size = flags.n * math.ceil(len(rollouts) / flags.n / flags.mini_batches)     # whole groups
     for first in range(0, len(rollouts), size):
@@ -329,8 +329,8 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
             for group in groups:
                 loss, prefix, _ = token_losses(model, [learn[i] for i in group], flags)
                 (loss[prefix].sum() / denominator).backward()
-            norm = optimizer_step(model, optimizer, flags.lr, math.nan)     # clears, does not step
-            metrics["grad_norm_prefix"] = norm
+            # A loss that is not finite: the step only measures and clears.
+            metrics["grad_norm_prefix"] += optimizer_step(model, optimizer, flags.lr, math.nan)
 
         # 4. Gradients add up over micro-batches; each is divided by the size of the whole step.
         step_loss = 0.0
@@ -346,8 +346,10 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
         metrics["loss"] += step_loss
         metrics["updates"] += 1
         metrics["update_tokens"] += sum(len(r.response) for r in learn)
-    metrics["loss"] /= max(1, metrics["updates"])
-    metrics["grad_norm"] /= max(1, metrics["updates"])
+    for name in ("loss", "grad_norm", "grad_norm_prefix"):
+        metrics[name] /= max(1, metrics["updates"])
+    if not measure_prefix:
+        del metrics["grad_norm_prefix"]
     return metrics
 
 
@@ -465,7 +467,7 @@ class Flags:
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1, 10**9)
     batch: int = flag(128, "problems in a batch [P]", 1, 10**6)
-    n: int = flag(8, "rollouts a problem [P]", 1, 10**4)
+    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2, 10**4)
     mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1, 10**6)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
     clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6, 1e9)
@@ -482,7 +484,7 @@ class Flags:
     resume: bool = flag(False, "continue the run in --out")
 
 
-TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 16, "max_new_tokens": 96, "rows": 128}
+TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens": 64, "rows": 128}
 
 
 def check(flags, problems):
@@ -494,8 +496,10 @@ def check(flags, problems):
     if (flags.hybrids == 0) != (flags.schedule == "none"):
         raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: for "
                          "plain RFT take --method rft")
-    if flags.schedule == "full" and flags.hybrids in (-1, flags.n):
-        raise InputError("--schedule full: the model must write a rollout of its own, raise --n")
+    plain = 0 if flags.hybrids == -1 else flags.n - flags.hybrids
+    if plain == 0 and (flags.schedule == "full" or flags.advantage == "code"):
+        raise InputError("--schedule full and --advantage code need a rollout without a prefix: "
+                         f"lower --hybrids {flags.hybrids}")
     if flags.hybrids and not any(problem["solution"] for problem in problems):
         raise InputError(f"--data {flags.data} has no solution for a rollout to start from: add "
                          "some, or take --method rft")

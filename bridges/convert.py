@@ -8,8 +8,8 @@ Other people's data formats -> ours, {"problem", "solution", "answer"}, one JSON
     multiple choice    ARC (question, choices {text, label}, answerKey), MMLU (choices, answer),
                        MMLU-Pro (options, answer_index), GPQA (Question, Correct Answer, ...)
 
-Options get the letters A, B, C ... and the answer becomes a letter. GPQA names the right option first:
-its options are shuffled, by a generator seeded with the question.
+Options get the letters A, B, C ... and the answer becomes a letter. GPQA names the right option
+first: its options are shuffled, by a generator seeded with the question.
 """
 
 import json
@@ -20,7 +20,8 @@ from pathlib import Path
 # As a script Python looks for modules beside this file, in bridges/; eval.py lies one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import InputError, first_alias, one_line, read_rows, to_problem, write_file
+from eval import (InputError, first_alias, is_chat, one_line, read_rows, to_problem,
+                  write_file)
 
 
 def convert(row):
@@ -47,9 +48,11 @@ def convert(row):
 
     # demonstrations
     elif problem is None and "messages" in row:                          # TRL
-        problem = list(row["messages"])
+        problem = row["messages"]
+        if not is_chat(problem):
+            raise InputError('messages must be a chat: [{"role": "user", "content": "..."}]')
         if problem[-1]["role"] == "assistant":
-            solution = problem.pop()["content"]
+            problem, solution = problem[:-1], problem[-1]["content"]
     elif problem is None and "instruction" in row:                       # alpaca
         problem, solution = row["instruction"], row["output"]
         if row.get("input"):
@@ -66,6 +69,7 @@ def lettered(question, options, right):
         raise InputError("it has options and no question")
     if not isinstance(options, list) or not 2 <= len(options) <= 26:
         raise InputError("the options must be a list of 2 to 26")
+    # whatever right is, it becomes an index
     letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(options)])
     if right not in range(len(options)):
         if right in options:
@@ -88,11 +92,10 @@ def main(argv):
     for place, row in read_rows(argv[0]):
         try:
             problem = to_problem(convert(row))
-            if problem["problem"] is None:
-                raise InputError("it is in no format that is known here")
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            keys = ", ".join(row) or "none"
-            raise InputError(f"{place}: {one_line(error)}; its keys are: {keys}") from None
+        except InputError as error:
+            raise InputError(f"{place}: {error}; its keys are: {', '.join(row)}") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{place} is not as its format has it: {one_line(error)}") from None
         text += json.dumps(problem) + "\n"
     if not text:
         raise InputError(f"{argv[0]} is empty")

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel,
-                          PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration)
+from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config,
+                          GPT2LMHeadModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, T5Config,
+                          T5ForConditionalGeneration)
 
 import eval as ev
 from bridges import convert
@@ -72,18 +74,10 @@ def test_pass_at_k_is_exact_for_large_n():
             ev.pass_at_k(n, c, k)
 
 
-def test_pass_at_k_is_unbiased():
-    """Averaged over many experiments of n answers with success p it is 1 - (1 - p)^k, which the naive plug-in is not."""
-    rng, n, k, p = np.random.default_rng(0), 10, 5, 0.2
-    right = rng.binomial(n, p, 20_000)
-    truth = 1 - (1 - p) ** k
-    assert np.mean([ev.pass_at_k(n, int(c), k) for c in right]) == pytest.approx(truth, abs=0.01)
-    assert abs(np.mean(1 - (1 - right / n) ** k) - truth) > 0.02
-
-
 def test_interval_covers_the_truth_95_times_in_a_hundred():
     rng = np.random.default_rng(1)
-    hits = [low <= 0.3 <= high for low, high in (ev.interval(rng.random(200) < 0.3, resamples=300) for _ in range(200))]
+    intervals = [ev.interval(rng.random(200) < 0.3, resamples=300) for _ in range(200)]
+    hits = [low <= 0.3 <= high for low, high in intervals]
     assert 0.90 <= np.mean(hits) <= 0.99
     values = rng.random(50)
     assert ev.interval(values, seed=3) == ev.interval(values, seed=3) != ev.interval(values, seed=4)
@@ -106,8 +100,9 @@ DEMO = "It is \\boxed{2}."
 OURS = {"problem": "1+1?", "solution": DEMO, "answer": "2"}
 SYSTEM, USER, SAID = ({"role": role, "content": text} for role, text in
                       [("system", "Be brief."), ("user", "1+1?"), ("assistant", DEMO)])
-TOLD = "\n\nA. dog\nB. cat\nC. cow\n\nAnswer with the letter of the right option."
-WHICH = {"problem": "Which?" + TOLD, "solution": None, "answer": "B"}
+PETS = ["dog", "cat", "cow"]
+WHICH = {"problem": "Which?\n\nA. dog\nB. cat\nC. cow\n\nAnswer with the letter of the right option.",
+         "solution": None, "answer": "B"}
 
 LOADS = [  # a row that eval.py reads, the problem that it means
     (OURS, OURS),
@@ -121,9 +116,9 @@ LOADS = [  # a row that eval.py reads, the problem that it means
     ({"problem": "1+1?", "solution": [DEMO, "2"]}, {**OURS, "solution": [DEMO, "2"]}),
     ({"problem": "1.5?", "answer": 1.5}, {"problem": "1.5?", "solution": None, "answer": "1.5"}),
     ({"problem": "0?", "answer": 0}, {"problem": "0?", "solution": None, "answer": "0"}),
-    ({"question": "How much?", "answer": "She pays 40*26=$<<40*26=1040>>1040.\nPlus 2 is <<1040+2=1042>>1042.\n#### 1,042"},
-     {"problem": "How much?", "solution": "She pays 40*26=$1040.\nPlus 2 is 1042.\nThe answer is \\boxed{1042}.",
-      "answer": "1042"}),
+    ({"problem": "How?", "answer": "So 40*26=$<<40*26=1040>>1040.\nAnd 2 is <<1040+2=1042>>1042.\n#### 1,042"},
+     {"problem": "How?", "answer": "1042",
+      "solution": "So 40*26=$1040.\nAnd 2 is 1042.\nThe answer is \\boxed{1042}."}),
 ]
 CONVERTS = [  # a row that bridges/convert.py reads and eval.py refuses, the problem that it becomes
     ({"instruction": "1+1?", "input": "", "output": DEMO}, OURS),
@@ -132,19 +127,19 @@ CONVERTS = [  # a row that bridges/convert.py reads and eval.py refuses, the pro
     ({"messages": [USER], "answer": 2}, {"problem": [USER], "solution": None, "answer": "2"}),
     ({"prompt": [USER], "completion": [SAID]}, {**OURS, "problem": [USER]}),
     ({"prompt": "1+1?", "completion": [SAID]}, OURS),
-    ({"id": "1", "question": "Which?", "choices": {"text": ["dog", "cat", "cow"], "label": ["A", "B", "C"]}, "answerKey": "B"}, WHICH),
-    ({"question": "Which?", "choices": {"text": ["dog", "cat", "cow"], "label": ["1", "2", "3"]}, "answerKey": "2"}, WHICH),
-    ({"question": "Which?", "options": ["dog", "cat", "cow"], "answer": "B", "answer_index": 1, "cot_content": ""}, WHICH),
-    ({"question": "Which?", "subject": "zoology", "choices": ["dog", "cat", "cow"], "answer": 1}, WHICH),
-    ({"question": "Which?", "choices": ["dog", "cat", "cow"], "answer": "cat"}, WHICH),
-    ({"question": "Which?", "choices": ["dog", "cat", "cow"], "answer": "B"}, WHICH),
+    ({"question": "Which?", "choices": {"text": PETS, "label": ["A", "B", "C"]}, "answerKey": "B"}, WHICH),    # ARC
+    ({"question": "Which?", "choices": {"text": PETS, "label": ["1", "2", "3"]}, "answerKey": "2"}, WHICH),
+    ({"question": "Which?", "options": PETS, "answer": "B", "answer_index": 1}, WHICH),              # MMLU-Pro
+    ({"question": "Which?", "subject": "zoology", "choices": PETS, "answer": 1}, WHICH),             # MMLU
+    ({"question": "Which?", "choices": PETS, "answer": "cat"}, WHICH),
+    ({"question": "Which?", "choices": PETS, "answer": "B"}, WHICH),
 ]
 
 
 @pytest.mark.parametrize("row, problem", LOADS, ids=range(len(LOADS)))
 def test_rows_that_are_loaded(tmp_path, row, problem):
     assert ev.load_problems(jsonl(tmp_path / "rows.jsonl", row)) == [problem]
-    assert ev.to_problem(convert.convert(row)) == problem                                 # convert leaves them as they are
+    assert ev.to_problem(convert.convert(row)) == problem        # convert leaves our rows as they are
 
 
 @pytest.mark.parametrize("row, problem", CONVERTS, ids=range(len(CONVERTS)))
@@ -156,53 +151,57 @@ def test_rows_that_are_converted(tmp_path, row, problem):
     assert ev.load_problems(after) == [problem]
 
 
-def test_gpqa_options_are_shuffled_always_the_same_way():
-    letters = []
+def test_gpqa_options_are_shuffled_always_the_same_way(tmp_path):
+    letters = ""
     for i in range(60):
-        row = {"Question": f"Which of {i}?", "Correct Answer": " right\n", **{f"Incorrect Answer {j}": f"wrong {j}" for j in (1, 2, 3)}}
+        row = {"Question": f"Which of {i}?", "Correct Answer": " right\n"}
+        row |= {f"Incorrect Answer {j}": f"wrong {j}" for j in (1, 2, 3)}
         problem = ev.to_problem(convert.convert(row))
         assert problem == ev.to_problem(convert.convert(row))
-        letters.append(problem["answer"])
-        assert f"\n{problem['answer']}. right\n" in problem["problem"] and problem["problem"].startswith(f"Which of {i}?\n\nA. ")
+        letters += problem["answer"]
+        assert problem["problem"].startswith(f"Which of {i}?\n\nA. ")
+        assert f"\n{problem['answer']}. right\n" in problem["problem"]
         assert all(f". wrong {j}\n" in problem["problem"] for j in (1, 2, 3))
     assert all(letters.count(letter) >= 6 for letter in "ABCD")
+    with pytest.raises(ev.InputError, match="bridges/convert.py"):
+        ev.load_problems(jsonl(tmp_path / "gpqa.jsonl", row), require=())
 
 
-@pytest.mark.parametrize("text, named", [
-    ('{"a": 1}', "line 1"), (json.dumps(OURS) + '\n{"question": "Which?", "options": ["a", "b"], "answer": "C"}', "line 2"),
-    ('{"question": "Which?", "choices": ["a"], "answer": "A"}', "2 to 26"), ('{"question": "Which?", "choices": "ab", "answer": "a"}', "2 to 26"),
-    ('{"question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}', "answerKey"), ('{"options": ["a", "b"], "answer": "a"}', "question"),
-    ('{"question": "Which?", "options": ["a", "b"], "answer_index": 2}', "2"), ('{"question": "Which?", "options": ["a", "b"]}', "None"),
-    ('{"instruction": "x"}', "output"), ('{"messages": []}', "line 1"), ('{"messages": "hi"}', "line 1"), ('{"Correct Answer": "x"}', "Incorrect Answer 1"),
-    ('{"instruction": 3, "output": "x"}', "text"), ("{oops", "line 1"), ("", "empty")])
-def test_convert_writes_all_or_nothing(tmp_path, text, named):
-    (tmp_path / "in.jsonl").write_text(text)
-    with pytest.raises(ev.InputError) as error:
-        convert.main([str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl")])
-    assert named in str(error.value) and "in.jsonl" in str(error.value) and "\n" not in str(error.value)
-    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+@pytest.mark.parametrize("row, named", [
+    ({"a": 1}, "problem"), ({"instruction": "x"}, "output"), ({"instruction": 3, "output": "x"}, "text"),
+    ({"messages": []}, "chat"), ({"messages": "hi"}, "chat"), ({"messages": [SAID]}, "chat"),
+    ({"Correct Answer": "x"}, "Incorrect Answer 1"),
+    ({"question": "?", "choices": ["a"], "answer": "A"}, "2 to 26"), ({"question": "?", "choices": "ab"}, "2 to 26"),
+    ({"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}, "answerKey"),
+    ({"question": "?", "options": ["a", "b"], "answer": "C"}, "answer C"), ({"options": ["a", "b"]}, "no question"),
+    ({"question": "?", "options": ["a", "b"], "answer_index": 2}, "answer 2"),
+    ({"question": "?", "options": ["a", "b"]}, "answer None")], ids=str)
+def test_convert_writes_all_or_nothing(tmp_path, row, named):
+    before = jsonl(tmp_path / "in.jsonl", OURS, row)
+    with pytest.raises(ev.InputError, match=f"in.jsonl line 2.*{named}") as error:
+        convert.main([str(before), str(tmp_path / "out.jsonl")])
+    assert "\n" not in str(error.value) and [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 def test_convert_runs_as_a_script_and_as_a_module(tmp_path, monkeypatch, capsys):
     before, after = str(jsonl(tmp_path / "in.jsonl", CONVERTS[0][0])), str(tmp_path / "out.jsonl")
-    done = subprocess.run([sys.executable, str(ROOT / "bridges" / "convert.py"), before, after], cwd=tmp_path, capture_output=True, text=True)
+    script = str(ROOT / "bridges" / "convert.py")
+    done = subprocess.run([sys.executable, script, before, after], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and ev.load_problems(after) == [OURS], done.stderr
     for argv, named in [([before, after], ""), ([before], "two files"), (["absent", after], "absent")]:
         monkeypatch.setattr(sys, "argv", ["convert.py", *argv])
         with pytest.raises(SystemExit) if named else contextlib.nullcontext() as stop:
-            runpy.run_path(str(ROOT / "bridges" / "convert.py"), run_name="__main__")
+            runpy.run_path(script, run_name="__main__")
         err = capsys.readouterr().err
         assert named in err and err.count("\n") == bool(named) and (not named or stop.value.code == 2)
 
 
 def test_array_and_lines_and_byte_order_mark(tmp_path):
-    rows = word_problems(5)
-    (tmp_path / "a.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    (tmp_path / "b.jsonl").write_text("\ufeff" + "\r\n\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps(r | {"problem": r["problem"] + "\u2028é"}, ensure_ascii=False)
-                                                for r in rows), encoding="utf-8")
-    assert ev.load_problems(tmp_path / "a.json") == ev.load_problems(tmp_path / "b.jsonl") == rows
-    assert [r["problem"] for r in ev.load_problems(tmp_path / "c.jsonl")] == [r["problem"] + "\u2028é" for r in rows]
+    rows = [row | {"problem": row["problem"] + "\u2028é"} for row in word_problems(5)]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for text in (json.dumps(rows, indent=2), "\ufeff" + "\r\n\n".join(lines), "\n".join(lines) + "\n"):
+        (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+        assert ev.load_problems(tmp_path / "rows.jsonl") == rows
 
 
 @pytest.mark.skipif(not GSM8K_TEST.exists(), reason="no GSM8K here")
@@ -211,30 +210,35 @@ def test_real_gsm8k_demonstrations_earn_their_reward():
     assert np.mean(ev.rewards([r["solution"] for r in rows], [r["answer"] for r in rows])) == 1.0
 
 
-BAD = [  # what stands in the file, what the sentence must name
-    (b"", "empty"), (b"  \n\n", "empty"), (b"[]", "empty"), (b"{oops", "line 1"), (b'{"problem": "a", "answer": "1"}\n{"x"', "line 2"),
-    (b"[\n{},\n{]", "line 3"), (b"3", "line 1"), (b'["a"]', "item 1"), (b"\xff\xfe\x00", "UTF-8"), (b"[" * 100_000, "JSON"),
-    (b'{"a": 1, "b": 2}', "a, b"), (b"{}", "line 1"), (b'{"problem": "x"}', "answer"), (b'{"problem": "", "answer": "1"}', "problem"),
-    (b'{"problem": 3, "answer": "1"}', "problem"), (b'{"problem": "x", "answer": true}', "answer"),
-    (b'{"problem": "x", "answer": {"v": 1}}', "answer"), (b'{"problem": "x", "answer": " "}', "answer"),
-    (b'{"problem": "x", "solution": 7, "answer": "1"}', "solution"), (b'{"problem": "x", "solution": ["a", 7], "answer": "1"}', "solution"),
-    (b'{"problem": "x", "solution": ["a", null], "answer": "1"}', "solution"), (b'{"problem": "x\\ud800", "answer": "1"}', "line 1"),
-    (b'{"prompt": [], "answer": "1"}', "problem"), (b'{"prompt": ["hi"], "answer": "1"}', "chat"),
-    (b'{"prompt": [{"role": "user"}], "answer": "1"}', "content"), (b'{"problem": "x", "answer": ' + b"9" * 5000 + b"}", "line 1"),
+BAD_FILES = [  # what stands in the file, what the sentence must name
+    (b"", "empty"), (b"  \n\n", "empty"), (b"[]", "empty"), (b"{oops", "line 1"), (b"{}\n{x}", "line 2"),
+    (b"[\n{},\n{]", "line 3"), (b"3", "line 1"), (b'["a"]', "item 1"), (b"\xff\xfe\x00", "UTF-8"),
+    (b"[" * 100_000, "JSON"), (b'{"problem": "x", "answer": ' + b"9" * 5000 + b"}", "line 1"),
+    (b'{"problem": "x\\ud800", "answer": "1"}', "line 1"),
 ]
+BAD_ROWS = [
+    ({"a": 1, "b": 2}, "a, b"), ({}, "none"), ({"problem": "x"}, "answer"), ({"problem": "", "answer": "1"}, "problem"),
+    ({"problem": 3, "answer": "1"}, "problem"), ({"problem": "x", "answer": True}, "answer"),
+    ({"problem": "x", "answer": {"v": 1}}, "answer"), ({"problem": "x", "answer": " "}, "answer"),
+    ({"problem": "x", "solution": 7, "answer": "1"}, "solution"), ({"prompt": [], "answer": "1"}, "problem"),
+    ({"problem": "x", "solution": ["a", 7], "answer": "1"}, "solution"), ({"prompt": ["hi"], "answer": "1"}, "chat"),
+    ({"problem": "x", "solution": ["a", None], "answer": "1"}, "solution"),
+    ({"prompt": [{"role": "user"}], "answer": "1"}, "content"),
+]
+BAD = BAD_FILES + [(b"\n" + json.dumps(row).encode(), f"line 2.*{named}") for row, named in BAD_ROWS]
 
 
 @pytest.mark.parametrize("content, named", BAD, ids=range(len(BAD)))
 def test_bad_data_is_one_sentence(tmp_path, content, named):
     (tmp_path / "bad.jsonl").write_bytes(content)
-    with pytest.raises(ev.InputError) as error:
+    with pytest.raises(ev.InputError, match=f"bad.jsonl.*{named}") as error:
         ev.load_problems(tmp_path / "bad.jsonl")
-    assert named in str(error.value) and "bad.jsonl" in str(error.value) and "\n" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_bad_places_are_one_sentence(tmp_path):
-    for place in (tmp_path, tmp_path / "absent.jsonl", "hf://owner", "hf://owner/name", "hf://", "nowhere/at/all.jsonl"):
-        with pytest.raises(ev.InputError, match="hf://|" + str(tmp_path) + "|nowhere"):
+    for place in (tmp_path, tmp_path / "absent.jsonl", "hf://", "hf://owner", "hf://owner/name", "nowhere/x.jsonl"):
+        with pytest.raises(ev.InputError, match=str(place)):
             ev.load_problems(place)
 
 
@@ -262,7 +266,8 @@ def test_two_benchmarks_of_one_name_are_both_kept(tmp_path):
         (tmp_path / folder).mkdir()
         jsonl(tmp_path / folder / "test.jsonl", OURS | {"problem": folder})
     found = ev.load_benchmarks([str(tmp_path / "a" / "test.jsonl"), str(tmp_path / "b" / "test.jsonl"), "toy"])
-    assert list(found) == ["test", "test-2", "toy-hard", "toy-longer", "toy-easy"] and found["test-2"][0]["problem"] == "b"
+    assert list(found) == ["test", "test-2", "toy-hard", "toy-longer", "toy-easy"]
+    assert found["test-2"] == [OURS | {"problem": "b"}]
 
 
 # ---------------------------------------------------------------- models
@@ -323,24 +328,28 @@ def no_eos(path):
     GPT2LMHeadModel(GPT2Config(vocab_size=1000, n_embd=16, n_layer=1, n_head=2)).save_pretrained(path)
 
 
-SMALL = dict(vocab_size=1000, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+def save(model):
+    return lambda path: model.save_pretrained(path)
+
+
+SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+T5 = dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+OWN_CODE = {"AutoConfig": "x.C", "AutoModelForCausalLM": "x.M"}
 DAMAGE = [  # what happens to a good checkpoint, what the sentence must name
     (lambda path: (path / "config.json").write_text("{oops"), "cannot be loaded"),
     (lambda path: (path / "config.json").unlink(), "cannot be loaded"),
     (lambda path: (path / "model.safetensors").unlink(), "cannot be loaded"),
     (lambda path: os.truncate(path / "model.safetensors", 3000), "cannot be loaded"),
     (lambda path: change_config(path, model_type="frobnitz"), "cannot be loaded"),
-    (lambda path: change_config(path, model_type="own", auto_map={"AutoConfig": "x.C", "AutoModelForCausalLM": "x.M"}), "cannot be loaded"),
+    (lambda path: change_config(path, model_type="own", auto_map=OWN_CODE), "cannot be loaded"),
     (lambda path: (path / "tokenizer.json").write_text("{oops"), "cannot be loaded"),
-    (lambda path: T5ForConditionalGeneration(T5Config(vocab_size=1000, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(path),
-     "cannot be loaded"),
+    (save(T5ForConditionalGeneration(T5Config(vocab_size=1000, **T5))), "cannot be loaded"),
     (lambda path: change_config(path, intermediate_size=96), "lacks weights"),
     (lambda path: change_config(path, num_hidden_layers=3, layer_types=["full_attention"] * 3), "lacks weights"),
     (no_tokenizer, "tokenizer"),
     (no_eos, "eos_token"),
-    (lambda path: Qwen2ForCausalLM(Qwen2Config(**SMALL | {"vocab_size": 50}, num_key_value_heads=2)).save_pretrained(path), "more tokens"),
-    (lambda path: BertForMaskedLM(BertConfig(**SMALL)).save_pretrained(path), "looks ahead|cannot be loaded|lacks weights"),
-    (lambda path: BertForMaskedLM(BertConfig(**SMALL, is_decoder=False, architectures=["BertLMHeadModel"])).save_pretrained(path), "looks ahead|lacks"),
+    (save(Qwen2ForCausalLM(Qwen2Config(vocab_size=50, **SMALL, num_key_value_heads=2))), "more tokens"),
+    (save(BertForMaskedLM(BertConfig(vocab_size=1000, **SMALL))), "looks ahead"),
     (nan_weights, "nan"),
 ]
 
@@ -382,7 +391,7 @@ class Example:
 
 
 def test_flags_are_parsed():
-    flags = ev.parse_flags(Example, ["--steps", "7", "--rate", "1", "--ks", "1", "2", "--names", "x", "y", "--resume", "--no_fast"])
+    flags = ev.parse_flags(Example, "--steps 7 --rate 1 --ks 1 2 --names x y --resume --no_fast".split())
     assert flags == Example(7, 1.0, ["x", "y"], [1, 2], "sft", True, False)
     assert ev.parse_flags(Example, []) == Example()
     assert Example().names is not Example().names
@@ -405,9 +414,9 @@ METHODS = {"prefix": {}, "luffy": {"schedule": "full", "clip": 9.0}, "rft": {"sc
 @pytest.mark.parametrize("argv, expected", [
     ("", WithToy("toy", "prefix", 60, 1e-3, 0.3, "cosine")),
     ("--lr 0.5", WithToy("toy", "prefix", 60, 0.5, 0.3, "cosine")),
-    ("--steps 500", WithToy("toy", "prefix", 500, 1e-3, 0.3, "cosine")),                 # typed, though it is the default
+    ("--steps 500", WithToy("toy", "prefix", 500, 1e-3, 0.3, "cosine")),       # typed, though it is the default
     ("--data x.jsonl", WithToy("x.jsonl")),
-    ("--method luffy", WithToy("toy", "luffy", 60, 1e-3, 9.0, "full")),                  # the method wins over the toy
+    ("--method luffy", WithToy("toy", "luffy", 60, 1e-3, 9.0, "full")),        # the method wins over the toy
     ("--method luffy --clip 0.1", WithToy("toy", "luffy", 60, 1e-3, 0.1, "full")),
     ("--method rft --schedule uniform", WithToy("toy", "rft", 60, 1e-3, 0.3, "uniform")),
     ("--schedule cosine --method rft --data x.jsonl", WithToy("x.jsonl", "rft")),
@@ -420,15 +429,16 @@ def test_help_shows_every_default_that_may_be_used(capsys):
     with pytest.raises(SystemExit) as stop:
         ev.parse_flags(WithToy, ["--help"], TOY, METHODS)
     said = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and "(default: 500, toy: 60)" in said and "(default: cosine, luffy: full, rft: none)" in said
+    assert stop.value.code == 0 and "(default: 500, toy: 60)" in said
+    assert "(default: cosine, luffy: full, rft: none)" in said and "(default: prefix)" in said
     with pytest.raises(SystemExit):
         ev.parse_flags(Example, ["--help"])
     assert "20 % of them warm-up (default: 5)" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("argv", ["--steps 0", "--steps 11", "--steps 2.5", "--steps x", "--rate nan", "--rate inf", "--rate -0.1",
-                                  "--ks 3 0", "--loss mse", "--unknown 1", "--step 5", "stray", "--steps", "--resume maybe",
-                                  "--steps " + "9" * 400])
+@pytest.mark.parametrize("argv", [
+    "--steps 0", "--steps 11", "--steps 2.5", "--steps x", "--rate nan", "--rate inf", "--rate -0.1", "--ks 3 0",
+    "--loss mse", "--unknown 1", "--step 5", "stray", "--steps", "--resume maybe", "--steps " + "9" * 400])
 def test_bad_flags_are_one_sentence_and_exit_2(argv, script):
     def main(flags):
         pytest.fail("main ran on bad flags")
@@ -521,52 +531,61 @@ def test_evaluate_greedy_is_generate(tiny):
     result = ev.evaluate(model, tokenizer, problems, max_new_tokens=10, keep=True)
     for problem, [response] in zip(problems, result["responses"]):
         ids = torch.tensor([ev.prompt_ids(tokenizer, problem["problem"])])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)[0, ids.shape[1]:]
-        assert response["text"] == tokenizer.decode(out, skip_special_tokens=True)
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
+        assert response["text"] == tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True)
+
+
+class Noting:
+    """A sampler that notes in which order sync and sampling came."""
+
+    def __init__(self, sampler):
+        self.sampler, self.calls = sampler, []
+
+    def sync(self, model):
+        self.calls.append("sync")
+        self.sampler.sync(model)
+
+    def __call__(self, *args, **kwargs):
+        self.calls.append("sample")
+        return self.sampler(*args, **kwargs)
 
 
 def test_a_given_sampler_is_used_and_never_stale(tiny_checkpoint):
-    """The sampler keeps a bfloat16 copy; after an update of the model an evaluation through it sees the new weights."""
+    """The sampler keeps a bfloat16 copy; an evaluation through it sees what the model has learnt since."""
     model, tokenizer = ev.load_model(tiny_checkpoint, CPU)
     problems = word_problems(3)
-    prompts = [ev.prompt_ids(tokenizer, p["problem"]) for p in problems]
-    sampler = ev.Sampler(model, 2, max(map(len, prompts)) + 8, dtype=torch.bfloat16)
-    calls = []
+    old = Noting(ev.Sampler(model, 2, 200, dtype=torch.bfloat16))
 
-    class Counted:
-        """Passes everything on, and notes in which order sync and sampling came."""
-        def sync(self, model):
-            calls.append("sync")
-            sampler.sync(model)
+    def said(sampler):
+        result = ev.evaluate(model, tokenizer, problems, max_new_tokens=8, sampler=sampler, keep=True)
+        return [response["text"] for [response] in result["responses"]]
 
-        def __call__(self, *args, **kwargs):
-            calls.append("sample")
-            return sampler(*args, **kwargs)
-
-    def say():
-        return [r[0]["text"] for r in ev.evaluate(model, tokenizer, problems, max_new_tokens=8, sampler=Counted(), keep=True)["responses"]]
-
-    before = say()
+    before, generator = said(old), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) / 10)
-    after = say()
-    assert after != before and after == [r[0]["text"] for r in ev.evaluate(
-        model, tokenizer, problems, max_new_tokens=8, keep=True,
-        sampler=ev.Sampler(model, 2, sampler.length, dtype=torch.bfloat16))["responses"]]
-    accuracy = ev.greedy_accuracy(model, tokenizer, {"one": problems[:2], "two": problems[2:]}, 8, sampler=Counted())
-    assert accuracy == {"one": 0.0, "two": 0.0} and calls == ["sync", "sample"] * 4
+            p.copy_(torch.randn(p.shape, generator=generator) / 10)
+    after = said(old)
+    assert before != after == said(ev.Sampler(model, 2, 200, dtype=torch.bfloat16))
+    accuracy = ev.greedy_accuracy(model, tokenizer, {"one": problems[:2], "two": problems[2:]}, 8, sampler=old)
+    assert accuracy == {"one": 0.0, "two": 0.0} and old.calls == ["sync", "sample"] * 4
 
 
 def test_new_sampler_has_room(tiny, monkeypatch):
     model, _ = tiny
-    for prompts, streams, room, expected in [
-        ([[1] * 5, [1] * 9], 1, 20, (29, 20)), ([([1] * 5, [1] * 30), ([1] * 9, [1])], 2, 20, (50, 20)), ([[1] * 2000], 1, 100, (2048, 48)),
-    ]:
+    pairs = [([1] * 5, [1] * 30), ([1] * 9, [1])]
+    for prompts, streams, room, expected in [([[1] * 5, [1] * 9], 1, 20, (29, 20)), (pairs, 2, 20, (50, 20)),
+                                             ([[1] * 2000], 1, 100, (2048, 48))]:
         sampler, max_new_tokens = ev.new_sampler(model, prompts, room, rows=3, streams=streams)
         assert (sampler.length, max_new_tokens) == expected and sampler.rows == 3 and sampler.streams == streams
     with pytest.raises(ev.InputError, match="reads 2048"):
         ev.new_sampler(model, [[1], [1] * 2048], 1)
+
+    asked = []
+    monkeypatch.setattr(ev, "Sampler", lambda *args: asked.append(args))
+    gpu = SimpleNamespace(config=model.config, device=torch.device("cuda"))
+    for each in (model, gpu):
+        ev.new_sampler(each, [[1]], 1)
+    assert asked == [(model, 64, 2, 1, None), (gpu, 64, 2, 1, torch.bfloat16)]
 
     def refuse(*args):
         raise ValueError("no such\nattention")
@@ -578,9 +597,10 @@ def test_new_sampler_has_room(tiny, monkeypatch):
 # ---------------------------------------------------------------- the script
 
 def test_script_two_files(tiny_checkpoint, tmp_path, script):
-    easy, hard = jsonl(tmp_path / "easy.jsonl", *word_problems(6)), jsonl(tmp_path / "hard.jsonl", *word_problems(4, seed=1))
-    code, out, err = script("--model", tiny_checkpoint, "--data", easy, hard, "--n", 2, "--temperature", 1, "--ks", 1, 2,
-                            "--max_new_tokens", 8, "--rows", 3, "--out", tmp_path / "out")
+    easy = jsonl(tmp_path / "easy.jsonl", *word_problems(6))
+    hard = jsonl(tmp_path / "hard.jsonl", *word_problems(4, seed=1))
+    code, out, err = script("--model", tiny_checkpoint, "--data", easy, hard, "--n", 2, "--temperature", 1,
+                            "--ks", 1, 2, "--max_new_tokens", 8, "--rows", 3, "--out", tmp_path / "out")
     assert code == 0 and all(word in out for word in ("easy", "hard", "avg@n", "pass@k", "2: 0.000")), err
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(report["results"]) == {"easy", "hard"} and report["results"]["easy"]["problems"] == 6
@@ -593,33 +613,35 @@ def test_script_two_files(tiny_checkpoint, tmp_path, script):
 
 def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_path, script):
     data = jsonl(tmp_path / "data.jsonl", *word_problems(40))
-    argv = ["--model", tiny_checkpoint, "--data", data, "--n", 16, "--temperature", 1, "--ks", 1, 16, "--max_new_tokens", 30, "--rows", 32]
+    argv = ["--model", tiny_checkpoint, "--data", data, "--n", 16, "--temperature", 1, "--ks", 1, 16,
+            "--max_new_tokens", 30, "--rows", 32]
     assert script(*argv, "--out", tmp_path / "whole")[0] == 0
 
-    out = tmp_path / "killed"
+    out, file = tmp_path / "killed", tmp_path / "killed" / "data.jsonl"
     process = subprocess.Popen([sys.executable, str(ROOT / "eval.py"), *map(str, argv), "--out", str(out)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.time() + 60
-    while time.time() < deadline and not ((out / "data.jsonl").exists() and b"\n" in (out / "data.jsonl").read_bytes()):
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (file.exists() and b"\n" in file.read_bytes()):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    lines = (out / "data.jsonl").read_bytes()
+    lines = file.read_bytes()
     lines = lines[:lines.rfind(b"\n") + 1]
     assert 0 < lines.count(b"\n") < 40
-    (out / "data.jsonl").write_bytes(lines + b'{"problem": "half a li')                # as a kill in mid-write leaves it
+    file.write_bytes(lines + b'{"problem": "half a li')          # as a kill in mid-write leaves it
 
     assert "already holds a run" in script(*argv, "--out", out)[2]
     code, _, err = script(*argv, "--out", out, "--resume", "--seed", 5)
     assert code == 2 and "repeat its flags" in err
     assert script(*argv, "--out", out, "--resume")[0] == 0
 
-    def said(place):
-        return [[row["problem"], row["responses"]] for row in ev.read_log(place / "data.jsonl")]
-    assert said(out) == said(tmp_path / "whole")
-    resumed, whole = (json.loads((place / "results.json").read_text())["results"]["data"] for place in (out, tmp_path / "whole"))
+    texts, results = [], []
+    for place in (out, tmp_path / "whole"):
+        texts.append([[row["problem"], row["responses"]] for row in ev.read_log(place / "data.jsonl")])
+        results.append(json.loads((place / "results.json").read_text())["results"]["data"])
+    assert texts[0] == texts[1]
     for key in ("avg@n", "ci95", "pass@k", "length", "finished"):
-        assert resumed[key] == whole[key]
+        assert results[0][key] == results[1][key]
 
 
 def test_resume_refuses_what_it_cannot_go_on_with_and_leaves_it_alone(tiny_checkpoint, tmp_path, script):
@@ -637,12 +659,12 @@ def test_resume_refuses_what_it_cannot_go_on_with_and_leaves_it_alone(tiny_check
 
 
 @pytest.mark.parametrize("argv, named", [
-    (["--model", "nowhere"], "--model"), (["--data", "absent.jsonl"], "absent.jsonl"), (["--n", "0"], "--n"), (["--n", "4"], "--temperature"),
-    (["--ks", "2"], "--ks"), (["--top_p", "0"], "--top_p"), (["--device", "abacus"], "--device"), (["--frobnicate"], "--frobnicate"),
-    (["--out", "/dev/null"], "--out"), (["--resume"], "--resume")])
+    ("--model nowhere", "--model"), ("--data absent", "absent"), ("--n 0", "--n"), ("--n 4", "--temperature"),
+    ("--ks 2", "--ks"), ("--top_p 0", "--top_p"), ("--device abacus", "--device"), ("--frobnicate", "--frobnicate"),
+    ("--out /dev/null", "--out"), ("--resume", "--resume")])
 def test_script_mistakes_exit_2_with_one_sentence_and_write_nothing(tmp_path, monkeypatch, script, argv, named):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ev.toy, "base_model", lambda seed: pytest.fail("the mistake was seen too late"))
-    code, out, err = script(*argv)
+    code, out, err = script(*argv.split())
     assert code == 2 and err.count("\n") == 1 and named in err
     assert out == "" and list(tmp_path.iterdir()) == []

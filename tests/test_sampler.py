@@ -1,5 +1,6 @@
-"""Proofs about sampler.py on the CPU: the samples are the model's, whatever the batch they were drawn in."""
+"""Proofs about sampler.py on the CPU: the samples are the model's, in whatever batch they came."""
 import copy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,18 +8,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import (BloomConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig, GPT2Config, GPTNeoXConfig,
-                          GptOssConfig, LlamaConfig, MambaConfig, MistralConfig, MixtralConfig, Phi3Config, PhiConfig,
-                          PhimoeConfig, Qwen2Config, Qwen2MoeConfig, Qwen3Config)
+from transformers import (BloomConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig, GPT2Config,
+                          GPTNeoXConfig, GptOssConfig, LlamaConfig, MambaConfig, MistralConfig,
+                          MixtralConfig, Phi3Config, PhiConfig, PhimoeConfig, Qwen2Config,
+                          Qwen2MoeConfig, Qwen3Config)
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 import sampler as sampler_module
-from sampler import Sampler, Slab, draw, fingerprint, invert, truncate, uniforms
+from sampler import Sample, Sampler, Slots, draw, invert, truncate, uniforms
 
 V = 64
-SHAPE = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=512)
+SHAPE = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
 QWEN2 = Qwen2Config(**SHAPE)
 MQA = {**SHAPE, "num_key_value_heads": 1}
 MHA = {**SHAPE, "num_key_value_heads": 4}
@@ -38,7 +41,8 @@ ARCHITECTURES = {
     "phi3": Phi3Config(**SHAPE, pad_token_id=0, sliding_window=64),
     "gpt_neox": GPTNeoXConfig(**SHAPE, rotary_pct=0.25),
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4),
-    "qwen2_moe": Qwen2MoeConfig(**SHAPE, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32),
+    "qwen2_moe": Qwen2MoeConfig(**SHAPE, num_experts=4, moe_intermediate_size=32,
+                                shared_expert_intermediate_size=32),
 }
 
 
@@ -69,7 +73,8 @@ def finished(samples):
 def greedy(model, prompt, budget, stop=()):
     """What generate says, cut after the first stop token."""
     ids = torch.tensor([prompt], device=model.device)
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=budget)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                         max_new_tokens=budget)
     out = out[0, len(prompt):].tolist()
     ends = [i for i, token in enumerate(out) if token in stop]
     return out[:ends[0] + 1] if ends else out
@@ -90,21 +95,22 @@ def model():
     return build()
 
 
-# ---- the same tokens as generate -------------------------------------------------------------------------------------
+# ---- the same tokens as generate -----------------------------------------------------------------
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_equals_generate(name):
     model, prompts = build(ARCHITECTURES[name]), ragged()
-    stop = greedy(model, prompts[3], 14)[3:7:3]     # two tokens that occur: rows end at different times
+    stop = greedy(model, prompts[3], 14)[3:7:3]     # tokens that occur: rows end at different times
     want = [greedy(model, p, 14, stop) for p in prompts]
     got = Sampler(model, rows=3, length=40)(prompts, max_new_tokens=14, stop=stop, temperature=0.0)
     assert tokens(got) == want
     assert finished(got) == [row[-1] in stop for row in want]
-    assert len({len(row) for row in want}) > 1 and len({t for row in want for t in row}) > 4      # it tests
+    # it tests something
+    assert len({len(row) for row in want}) > 1 and len({t for row in want for t in row}) > 4
 
 
 def test_greedy_in_bf16_is_the_models_own_choice():
-    """In bf16 the order of a sum matters, so instead of equal tokens: none that teacher forcing finds clearly worse."""
+    """In bf16 the order of a sum matters. So no token that teacher forcing finds clearly worse."""
     model, prompts = build().to(torch.bfloat16), ragged()
     got = Sampler(model, rows=3, length=40)(prompts, max_new_tokens=14, stop=(), temperature=0.0)
     for prompt, sample in zip(prompts, got):
@@ -115,7 +121,8 @@ def test_greedy_in_bf16_is_the_models_own_choice():
         assert (logits.amax(-1) - chosen).max() < 0.05 * logits.abs().max()
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.7, 10, 1.0), (1.3, 0, 0.8), (0.0, 0, 1.0)])
+@pytest.mark.parametrize("temperature, top_k, top_p", [
+    (1.0, 0, 1.0), (0.7, 10, 1.0), (1.3, 0, 0.8), (0.0, 0, 1.0)])
 def test_statistics_equal_teacher_forcing_after_refill_and_shrink(model, temperature, top_k, top_p):
     prompts = ragged()
     got = Sampler(model, rows=4, length=64)(prompts, n=3, max_new_tokens=30, stop=range(6), seed=5,
@@ -125,18 +132,20 @@ def test_statistics_equal_teacher_forcing_after_refill_and_shrink(model, tempera
         logp, entropy = teacher_forced(model, prompts[r // 3], sample.tokens, temperature or 1.0)
         assert sample.logp == pytest.approx(logp, abs=1e-5)
         assert sample.entropy == pytest.approx(entropy, abs=1e-5)
-        assert not any(t < 6 for t in sample.tokens[:-1]) and (sample.tokens[-1] < 6) == sample.finished
+        assert not any(t < 6 for t in sample.tokens[:-1])
+        assert (sample.tokens[-1] < 6) == sample.finished
 
 
 def test_prefix_continuation_is_the_concatenated_prompt(model):
     prompt, sampler = ragged()[1], Sampler(model, rows=4, length=64)
     whole = sampler([prompt], max_new_tokens=20, stop=(), temperature=0.0)[0].tokens
-    rest = sampler([prompt + whole[:k] for k in range(20)], max_new_tokens=[20 - k for k in range(20)],
+    budgets = [20 - k for k in range(20)]
+    rest = sampler([prompt + whole[:k] for k in range(20)], max_new_tokens=budgets,
                    stop=(), temperature=0.0)
     assert [whole[:k] + sample.tokens for k, sample in enumerate(rest)] == [whole] * 20
 
 
-# ---- randomness ------------------------------------------------------------------------------------------------------
+# ---- randomness ----------------------------------------------------------------------------------
 
 def test_same_seed_same_samples_for_any_rows_order_and_company(model):
     prompts = ragged()
@@ -151,7 +160,8 @@ def test_same_seed_same_samples_for_any_rows_order_and_company(model):
     assert [row for i in range(7) for row in backwards[4 * (6 - i):4 * (6 - i) + 4]] == want
     assert run(prompts[2:3], 2) == want[8:12]
     assert run(prompts, 3, n=2) == [want[4 * i + j] for i in range(7) for j in range(2)]
-    assert run([prompts[2], prompts[2]], 3, n=2) == want[8:12]      # a prompt listed twice goes on counting
+    # a prompt listed twice goes on counting
+    assert run([prompts[2], prompts[2]], 3, n=2) == want[8:12]
     assert run(prompts, 64, seed=4) != want and run(prompts, 64, seed=-3) != want
     assert len({tuple(row) for row in want[4:8]}) == 4              # samples of one prompt differ
 
@@ -167,7 +177,8 @@ def test_two_runs_are_bitwise_equal_and_leave_the_global_generators_alone(model)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     a, b = (sampler(ragged(), n=3, max_new_tokens=20, stop=range(4), seed=9) for _ in range(2))
     assert a == b
-    assert torch.equal(before, torch.get_rng_state()) and numpy_before == np.random.get_state()[1].tolist()
+    assert torch.equal(before, torch.get_rng_state())
+    assert numpy_before == np.random.get_state()[1].tolist()
 
 
 def chi_square(counts, p):
@@ -191,17 +202,20 @@ def test_frequencies_follow_the_distribution(model, temperature, top_k, top_p):
     counts = torch.bincount(torch.tensor(tokens(got))[:, 0], minlength=V).float()
     assert not counts[p == 0].any()
     freedom = int((p > 0).sum()) - 1
-    assert chi_square(counts, p) < freedom + 4 * (2 * freedom) ** 0.5       # four standard deviations
+    # four standard deviations
+    assert chi_square(counts, p) < freedom + 4 * (2 * freedom) ** 0.5
 
 
 def test_uniform_numbers_are_uniform_and_unrelated():
-    key = fingerprint(np.array([5]))
-    u = torch.stack([uniforms(0, [key], number, 250) for number in range(400)])             # (samples, steps)
+    samples = [Sample(texts=((5,),), number=number, budget=250) for number in range(400)]
+    u = torch.stack([uniforms(0, sample) for sample in samples])            # (samples, steps)
     assert 0 <= u.min() and u.max() < 1 and u.dtype == torch.float32
     counts = torch.histc(u, 100, 0, 1)
     assert chi_square(counts, torch.full((100,), 0.01)) < 99 + 4 * (2 * 99) ** 0.5
-    for other in (u.roll(1, 0), u.roll(1, 1), u.roll((1, 1), (0, 1))):      # neighbours in step and sample
-        assert torch.corrcoef(torch.stack([u.flatten(), other.flatten()]))[0, 1].abs() < 4 / u.numel() ** 0.5
+    # neighbours in step and sample
+    for other in (u.roll(1, 0), u.roll(1, 1), u.roll((1, 1), (0, 1))):
+        both = torch.stack([u.flatten(), other.flatten()])
+        assert torch.corrcoef(both)[0, 1].abs() < 4 / u.numel() ** 0.5
 
 
 @pytest.mark.parametrize("V", [5, 256, 300, 5000])
@@ -211,15 +225,16 @@ def test_two_levels_of_cumulative_sums_are_one(V):
     p[:, V // 3:V // 2] = 0
     u = torch.rand(200, generator=g, dtype=torch.float64)
     cdf = p.cumsum(-1)
-    want = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
+    want = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)
     assert torch.equal(invert(p, u), want)
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (5, 1.0), (20, 0.5), (0, 1e-6), (1, 0.5), (5000, 0.3), (0, 0.999)])
+@pytest.mark.parametrize("top_k, top_p", [
+    (0, 0.9), (5, 1.0), (20, 0.5), (0, 1e-6), (1, 0.5), (5000, 0.3), (0, 0.999)])
 @pytest.mark.parametrize("candidates", [1024, 3000])
 def test_truncation_is_that_of_transformers(top_k, top_p, candidates):
     logits = 2 * torch.randn(6, 3000, generator=torch.Generator().manual_seed(0))
-    logits[0] = torch.linspace(0, 0.01, 3000)           # nearly flat: the nucleus is most of the vocabulary
+    logits[0] = torch.linspace(0, 0.01, 3000)           # nearly flat: a wide nucleus
     want = logits
     if top_k:
         want = TopKLogitsWarper(top_k)(None, want)
@@ -229,29 +244,38 @@ def test_truncation_is_that_of_transformers(top_k, top_p, candidates):
     got = torch.zeros_like(logits).scatter_(-1, ids, kept)
     assert fits.all() or (candidates == 1024 and not top_k and not fits[0])
     got, want = got[fits], want[fits]
-    assert ((got > 0) != want.isfinite()).sum() <= 2    # at most a token at the edge, where rounding decides
+    # at most a token at the edge, where rounding decides
+    assert ((got > 0) != want.isfinite()).sum() <= 2
     assert torch.allclose(got / got.sum(-1, keepdim=True), want.softmax(-1), atol=1e-3)
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
 def test_candidates_draw_what_the_full_sort_draws(top_p):
     g = torch.Generator().manual_seed(0)
-    logits, u = torch.randn(40, 3000, generator=g) * torch.linspace(0.1, 9, 40)[:, None], torch.rand(40, generator=g)
-    some, all_of_them = (draw(logits, u, 1.0, top_p=top_p, candidates=count) for count in (256, 3000))
+    logits = torch.randn(40, 3000, generator=g) * torch.linspace(0.1, 9, 40)[:, None]
+    u = torch.rand(40, generator=g)
+    some, all_of_them = (draw(logits, u, 1.0, top_p=top_p, candidates=count)
+                         for count in (256, 3000))
     fits = some[3]
     assert fits.any() and not fits.all() and all_of_them[3].all()
     assert all(torch.equal(a[fits], b[fits]) for a, b in zip(some, all_of_them))
 
 
 def test_a_block_whose_nucleus_was_wider_than_the_candidates_is_drawn_again(monkeypatch):
-    """With 2 candidates nearly every block is drawn twice, with 64 none: the samples must be the same."""
-    run = lambda: Sampler(build(), rows=4, length=64)(ragged(), n=3, max_new_tokens=20, stop=range(4), top_p=0.95)
-    want, calls = run(), []
+    """With 2 candidates the first block is drawn twice, with 64 none: the same samples."""
+    run = lambda: Sampler(build(), rows=4, length=64)(
+        ragged(), n=3, max_new_tokens=20, stop=range(4), top_p=0.95)
+    want, counts, advance = run(), [], Slots.advance
+
+    def counting(self, *args):
+        counts.append(self.candidates)
+        return advance(self, *args)
+
     monkeypatch.setattr(sampler_module, "CANDIDATES", 2)
-    one = Sampler.one
-    monkeypatch.setattr(Sampler, "one", lambda self, *args: calls.append(self.candidates) or one(self, *args))
+    monkeypatch.setattr(Slots, "advance", counting)
     assert tokens(run()) == tokens(want)
-    assert calls.count(2) == 4 and set(calls[4:]) == {V}            # once, then the whole call by the full sort
+    # one block twice, then the whole call by the full sort
+    assert counts[0] == 2 and set(counts[1:]) == {V}
 
 
 def test_draw_gives_a_token_even_of_a_broken_model():
@@ -270,11 +294,11 @@ def test_draw_stays_in_the_support_at_both_ends(top_p):
         assert torch.allclose(entropy, torch.tensor(10.0).log()) and torch.allclose(logp, -entropy)
 
 
-# ---- the slab --------------------------------------------------------------------------------------------------------
+# ---- the slab ------------------------------------------------------------------------------------
 
-def poison(slab, first):
+def poison(slots, first):
     """Fill all columns from first[row] on with 50."""
-    for pair in slab.layers.values():
+    for pair in slots.layers.values():
         for x in pair:
             for row, column in enumerate(first):
                 x[row, column:] = 50.0
@@ -284,18 +308,18 @@ def test_poisoned_columns_change_nothing(model, monkeypatch):
     """What lies beyond a row's own tokens, and in rows that nobody uses, is never looked at."""
     sampler = Sampler(model, rows=4, length=64)
     want = sampler(ragged(), n=2, max_new_tokens=16, stop=range(4), seed=2)
-    one = Sampler.one
+    forward = Slots.forward
 
-    def poisoned(self, B, *args):
-        poison(self.slab, self.pos.flatten().tolist()[:B])
-        return one(self, B, *args)
+    def poisoned(self, B, reach):
+        poison(self, self.pos.flatten().tolist())
+        return forward(self, B, reach)
 
-    monkeypatch.setattr(Sampler, "one", poisoned)
+    monkeypatch.setattr(Slots, "forward", poisoned)
     assert tokens(sampler(ragged(), n=2, max_new_tokens=16, stop=range(4), seed=2)) == tokens(want)
 
 
 def test_each_prompt_is_read_once(model):
-    """n samples of a prompt, spread over refills, cost one prefill while one of them is still in the slab."""
+    """n samples of a prompt, over refills, cost one prefill while one of them is in the slab."""
     read = []
     sampler = Sampler(model, rows=8, length=64)
     hook = model.model.register_forward_pre_hook(
@@ -336,19 +360,21 @@ def test_twin_follows_the_weights_in_place(name):
     assert addresses == [p.data_ptr() for p in sampler.model.parameters()]
 
 
-# ---- edges -----------------------------------------------------------------------------------------------------------
+# ---- edges ---------------------------------------------------------------------------------------
 
 def test_stop_as_first_token_and_budgets(model):
     prompts, sampler = ragged((1, 1, 6)), Sampler(model, rows=2, length=64)
     first = [greedy(model, p, 1) for p in prompts]
-    got = sampler(prompts, max_new_tokens=9, stop={t for row in first for t in row}, temperature=0.0)
+    ends = {t for row in first for t in row}
+    got = sampler(prompts, max_new_tokens=9, stop=ends, temperature=0.0)
     assert tokens(got) == first and all(finished(got))
     got = sampler(prompts, max_new_tokens=1, stop=(), temperature=0.0)
     assert tokens(got) == first and not any(finished(got))
     got = sampler(prompts, n=2, max_new_tokens=[5, 0, 2], stop=(), temperature=0.0)
     assert [len(sample.tokens) for sample in got] == [5, 5, 0, 0, 2, 2] and not any(finished(got))
     got = sampler(prompts, max_new_tokens=0)
-    assert [(sample.tokens, sample.logp, sample.entropy, sample.finished) for sample in got] == [([], [], [], False)] * 3
+    assert all(sample.tokens == sample.logp == sample.entropy == [] for sample in got)
+    assert not any(finished(got))
     got = sampler(ragged((40,)), max_new_tokens=24, stop=())                # exactly full
     assert len(got[0].tokens) == 24
 
@@ -393,9 +419,11 @@ def test_a_table_of_positions_limits_the_length():
 @pytest.mark.parametrize("config, says", [
     (Gemma2Config(**SHAPE, head_dim=16), "Gemma2.*softcap"),
     (GptOssConfig(**SHAPE, head_dim=16, num_local_experts=4), "GptOss.*s_aux"),
-    (LlamaConfig(**SHAPE, rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "Llama.*dynamic rope"),
+    (LlamaConfig(**SHAPE, rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
+     "Llama.*dynamic rope"),
     (MistralConfig(**SHAPE, sliding_window=6), "Mistral.*sliding window of 6"),
-    (Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=6, max_window_layers=1), "Qwen2.*window of 6"),
+    (Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=6, max_window_layers=1),
+     "Qwen2.*window of 6"),
     (PhimoeConfig(**SHAPE, sliding_window=6, num_local_experts=4), "Phimoe"),
     (MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2, state_size=4), "Mamba"),
     (BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4), "Bloom"),
@@ -421,12 +449,12 @@ def test_a_layer_with_an_unknown_option_is_refused_where_it_calls(config, monkey
 
 
 def test_wrong_logits_are_refused(model, monkeypatch):
-    monkeypatch.setattr(Slab, "attend_masked", lambda self, q, keys, values, scale: q.transpose(1, 2) * 0)
+    monkeypatch.setattr(Slots, "attend_masked", lambda self, q, *_: q * 0)
     with pytest.raises(ValueError, match="Qwen2.*its logits through the slab are off by"):
         Sampler(model, rows=2, length=32)
 
 
-# ---- the model afterwards --------------------------------------------------------------------------------------------
+# ---- the model afterwards ------------------------------------------------------------------------
 
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
 def test_the_model_is_left_as_it_was(error):
@@ -447,20 +475,21 @@ def test_the_model_is_left_as_it_was(error):
             with pytest.raises(error):
                 sampler(ragged(), max_new_tokens=6, combine=fail)
         assert torch.is_autocast_enabled("cpu")
-    assert [m.training for m in model.modules()] == modes and model.config._attn_implementation == "eager"
+    assert [m.training for m in model.modules()] == modes
+    assert model.config._attn_implementation == "eager"
     assert model.is_gradient_checkpointing and torch.is_grad_enabled()
     ids = torch.tensor([ragged()[1]])
     model(ids, labels=ids).loss.backward()              # still trains, by its own attention
     assert all(p.grad is not None for p in model.parameters())
     model.eval()
-    assert tokens(got) == [greedy(model, p, 6) for p in ragged()]           # float32, without dropout
+    assert tokens(got) == [greedy(model, p, 6) for p in ragged()]   # float32, without dropout
     assert sampler(ragged(), max_new_tokens=6, stop=(), temperature=0.0) == got
 
 
-# ---- two streams, combine, halt --------------------------------------------------------------------------------------
+# ---- two streams, combine, halt ------------------------------------------------------------------
 
 def blend(logits, last, step, state):
-    """Mostly the first stream until a token below 8 has been fed, as `state` remembers; then the second."""
+    """Mostly the first stream until a token below 8 was fed, says `state`; then the other."""
     switched = state | (last < 8)
     lam = torch.where(switched.bool(), 0.8, 0.1)[:, None] + 0.005 * step[:, None]
     p, q = logits.log_softmax(-1).unbind(1)
@@ -473,16 +502,18 @@ def test_two_streams_equal_an_uncached_loop(name):
     pairs = list(zip(ragged((9, 14, 5, 21, 3)), ragged((2, 6, 5, 1, 11), seed=2)))
     pairs[2] = (pairs[2][0], pairs[1][1])               # a text shared between two pairs
     stop, budget = (60, 61, 62), 15
-    got = Sampler(model, rows=3, length=64, streams=2)(pairs, n=2, max_new_tokens=budget, stop=stop, seed=6,
-                                                      temperature=0.8, top_p=0.95, combine=blend)
+    sampler = Sampler(model, rows=3, length=64, streams=2)
+    got = sampler(pairs, n=2, max_new_tokens=budget, stop=stop, seed=6,
+                  temperature=0.8, top_p=0.95, combine=blend)
     for r, sample in enumerate(got):
-        keys = [fingerprint(np.array(text)) for text in pairs[r // 2]]
-        u = uniforms(6, keys, r % 2, budget)
+        u = uniforms(6, sample)
         texts, state, want = [list(t) for t in pairs[r // 2]], torch.zeros(1, dtype=torch.long), []
         for t in range(budget):
             with torch.no_grad():
-                logits = [model(torch.tensor([text]), use_cache=False).logits[:, -1] for text in texts]
-            mixed, state = blend(torch.stack(logits, 1), torch.tensor([texts[0][-1]]), torch.tensor([t]), state)
+                logits = [model(torch.tensor([text]), use_cache=False).logits[:, -1]
+                          for text in texts]
+            fed, step = torch.tensor([texts[0][-1]]), torch.tensor([t])
+            mixed, state = blend(torch.stack(logits, 1), fed, step, state)
             token, logp, entropy, _ = draw(mixed, u[t:t + 1], 0.8, top_p=0.95)
             want.append(token.item())
             assert sample.logp[t] == pytest.approx(logp.item(), abs=1e-5)
@@ -506,7 +537,7 @@ def test_two_streams_need_pairs_and_a_combine(model):
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
 def test_halt_cuts_where_it_says_whenever_it_is_asked(model, rows):
-    """A rule stated on the text gives the same cut for any batch; a sample cut short is not finished."""
+    """A rule stated on the text cuts the same in any batch; a sample cut short is not finished."""
     def halt(tokens):                                   # after the third token below 16
         hits = [i + 1 for i, token in enumerate(tokens) if token < 16]
         return hits[2] if len(hits) > 2 else None
@@ -530,15 +561,16 @@ def test_combine_is_told_the_token_fed_and_the_step(model):
         told.append((logits.shape, last.tolist(), step.tolist(), state.tolist()))
         return logits[:, 1], state + 1
 
-    sample, = Sampler(model, rows=3, length=64, streams=2)([([5, 6, 7], [8, 9])], max_new_tokens=6, stop=(),
-                                                           combine=watch)
+    sampler = Sampler(model, rows=3, length=64, streams=2)
+    sample, = sampler([([5, 6, 7], [8, 9])], max_new_tokens=6, stop=(), combine=watch)
     assert told == [((1, 2, V), [fed], [t], [t]) for t, fed in enumerate([7, *sample.tokens[:-1]])]
 
 
-# ---- what a GPU does, acted out on the CPU ---------------------------------------------------------------------------
+# ---- what a GPU does, acted out on the CPU -------------------------------------------------------
 
-def acted_flash(q, k, v, cu_q, cu_k, max_q, max_k, dropout, causal, debug, *, scale=None, seqused_k=None):
-    """aten::_flash_attention_forward for ragged rows: first what the kernel checks, then attention row by row."""
+def acted_flash(q, k, v, cu_q, cu_k, max_q, max_k, dropout, causal, debug, *, scale=None,
+                seqused_k=None):
+    """aten::_flash_attention_forward for ragged rows: what the kernel checks, then row by row."""
     B, heads, dim = len(cu_q) - 1, q.shape[1], q.shape[2]
     assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
     assert q.shape == (B, heads, dim) and k.shape == v.shape == (len(k), k.shape[1], dim)
@@ -566,15 +598,19 @@ def flash(monkeypatch):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_flash_layout_equals_plain_attention(kv_heads, flash):
-    """Three of six rows of the slab, each as long as it is: attention over exactly its own columns."""
+    """Three of six rows of the slab: attention over exactly the columns that each has filled."""
     g = torch.Generator().manual_seed(0)
     k, v = (torch.randn(6, kv_heads, 30, 8, generator=g) for _ in range(2))
     q = torch.randn(6, 4, 30, 8, generator=g)
-    slab = Slab(6, 40)
-    slab.prompts(torch.arange(6)).attend(0, q, k, v, 0.3)
-    new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g) for heads in (4, kv_heads, kv_heads))
+    slots = Slots(build(), 6, 1, 40, 40)
+    slots.target = torch.arange(6)
+    slots.attend(0, q, k, v, 0.3)
+    new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g)
+                           for heads in (4, kv_heads, kv_heads))
     pos = torch.tensor([0, 29, 12])
-    got = slab.tokens(pos, 40).attend(0, new_q, new_k, new_v, 0.3)          # (3, 1, 4, 8)
+    slots.pos[:3, 0] = pos
+    slots.aim(3, 40)
+    got = slots.attend(0, new_q, new_k, new_v, 0.3)                         # (3, 1, 4, 8)
     for i, p in enumerate(pos.tolist()):
         keys, values = (torch.cat([x[i, :, :p], new[i]], 1) for x, new in ((k, new_k), (v, new_v)))
         keys, values = (x.repeat_interleave(4 // kv_heads, 0) for x in (keys, values))
@@ -583,14 +619,13 @@ def test_flash_layout_equals_plain_attention(kv_heads, flash):
 
 
 class ActedGraph:
-    """A graph that records the `forward` made while it is captured, and replays it into the same memory."""
+    """A graph that records the `forward` made while it is captured, and replays it."""
     now = None
-
-    def pool(self):
-        return 0
+    captured = []
 
     def __enter__(self):
         ActedGraph.now = self
+        ActedGraph.captured.append(self)
 
     def __exit__(self, *_):
         ActedGraph.now = None
@@ -599,95 +634,81 @@ class ActedGraph:
         self.logits.copy_(self.call())
 
 
-class ActedStream:
-    current = None
-    wait_stream = __enter__ = __exit__ = lambda *_: None
-
-
 @pytest.fixture
-def acted(monkeypatch):
-    forward = Sampler.forward
+def acted(monkeypatch, flash):
+    """Graphs and streams that are none, on a CPU that takes itself for a GPU."""
+    forward, streams = Slots.forward, ["the stream of the caller"]
 
     def recording(self, B, reach):
         logits = forward(self, B, reach).clone()
         if ActedGraph.now:
-            ActedGraph.now.call, ActedGraph.now.logits = lambda: forward(self, B, reach), logits
+            ActedGraph.now.size, ActedGraph.now.logits = B, logits
+            ActedGraph.now.call = lambda: forward(self, B, reach)
         return logits
 
-    ActedStream.current = ActedStream()
-    monkeypatch.setattr(Sampler, "forward", recording)
+    monkeypatch.setattr(ActedGraph, "captured", [])
+    monkeypatch.setattr(Slots, "forward", recording)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", ActedGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: graph)
-    monkeypatch.setattr(torch.cuda, "Stream", ActedStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: ActedStream.current)
-    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(ActedStream, "current", stream))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
 
 
 @pytest.mark.parametrize("every", [4, 32])
-@pytest.mark.parametrize("kernel", ["masked", "flash"])
 @pytest.mark.parametrize("name, streams", [("qwen3", 1), ("gemma3", 2)])
-def test_graphs_and_flash_acted_out(name, streams, kernel, every, acted, request):
-    """Fixed memory, padded batches and the flat slab are logic of ours: they must not change a token."""
+def test_graphs_and_flash_acted_out(name, streams, every, request):
+    """Fixed memory, padded batches and the flat slab are ours: they must not change a token."""
     config = copy.deepcopy(ARCHITECTURES[name])
     config.head_dim = 16
     model, prompts = build(config), ragged()
     more = {} if streams == 1 else {"combine": blend}
     if streams == 2:
         prompts = list(zip(prompts, ragged((4,) * 7, seed=2)))
-    run = lambda s, seed=4: s(prompts, n=3, max_new_tokens=18, stop=range(4), seed=seed, **more)
-    want, other = (run(Sampler(model, rows=12, length=35, streams=streams), seed) for seed in (4, 5))
-    if kernel == "flash":
-        request.getfixturevalue("flash")
-    graphs = Sampler(model, rows=12, length=35, streams=streams)            # just what the longest sample needs
-    graphs.graphs, graphs.every = {}, every
-    for _ in range(2):
-        got = run(graphs)
-        assert tokens(got) == tokens(want)
-        assert [sample.logp for sample in got] == [pytest.approx(sample.logp, abs=1e-5) for sample in want]
-    assert {size for size, _ in graphs.graphs} == ({8, 12} if every == 4 else {12})
-    assert graphs.slab.flash == (kernel == "flash")
-    assert all(x.shape[1] == 35 for pair in graphs.slab.layers.values() for x in pair)      # it has not moved
-    captured = dict(graphs.graphs)
-    for pair in graphs.slab.layers.values():            # what an earlier call left behind
-        for x in pair:
-            x.fill_(torch.nan)
-    assert tokens(run(graphs, 5)) == tokens(other) and graphs.graphs == captured
-    for p in model.parameters():
-        p.data = p.data.clone()                 # the weights moved: what was captured reads the old ones
-    assert tokens(run(graphs)) == tokens(want)
-    assert all(graphs.graphs[key] is not captured[key] for key in graphs.graphs)
+
+    def run(seed):
+        sampler = Sampler(model, rows=12, length=64, streams=streams)
+        sampler.every = every
+        return sampler(prompts, n=3, max_new_tokens=18, stop=range(4), seed=seed, **more)
+
+    want = run(4), run(5)
+    request.getfixturevalue("acted")
+    for seed, samples in zip((4, 5), want):
+        got = run(seed)
+        assert tokens(got) == tokens(samples)
+        for a, b in zip(got, samples):
+            assert a.logp == pytest.approx(b.logp, abs=1e-5)
+    assert {graph.size for graph in ActedGraph.captured} == ({8, 12} if every == 4 else {12})
 
 
-def test_free_slots_of_a_graph_read_one_column(model, acted, monkeypatch):
-    """12 rows, then fewer: what a padded batch steps along beside the busy slots stays at position 0."""
-    seen, forward = [], Sampler.forward
+def test_prompts_of_one_token_alone_need_no_prefill_even_with_flash(request):
+    model, prompts = build(Qwen3Config(**SHAPE, head_dim=16)), [[5], [9]]
+    run = lambda: tokens(Sampler(model, rows=2, length=20)(prompts, n=2, max_new_tokens=9, stop=()))
+    want = run()
+    request.getfixturevalue("acted")
+    assert run() == want
 
-    def watched(self, size, reach):
-        seen.append((self.busy, self.pos[self.busy:size].flatten().tolist()))
-        return forward(self, size, reach)
 
-    one = Sampler.one
+def test_free_slots_of_a_graph_read_one_column(acted, monkeypatch):
+    """14 rows, then fewer: what a padded batch steps along behind them stays at position 0."""
+    free, replay = [], Slots.replay
 
-    def noting(self, B, *args):
-        self.busy = B
-        return one(self, B, *args)
+    def watched(self, B, reach):
+        free.append(self.pos[B:].flatten().tolist())
+        return replay(self, B, reach)
 
-    monkeypatch.setattr(Sampler, "one", noting)
-    monkeypatch.setattr(Sampler, "forward", watched)
-    monkeypatch.setattr(ActedGraph, "replay", lambda self: None)
-    sampler = Sampler(model, rows=16, length=64)
-    sampler.graphs = {}
-    sampler(ragged(), n=2, max_new_tokens=[3, 5, 9, 14, 17, 20, 24], stop=())
-    assert len({busy for busy, _ in seen}) > 1 and any(free for _, free in seen)
-    assert not any(any(free) for _, free in seen)
+    monkeypatch.setattr(Slots, "replay", watched)
+    model = build(Qwen3Config(**SHAPE, head_dim=16))
+    budgets = [3, 5, 9, 14, 17, 20, 24]
+    Sampler(model, rows=14, length=64)(ragged(), n=2, max_new_tokens=budgets, stop=())
+    assert len({len(positions) for positions in free}) > 3
+    assert not any(any(positions) for positions in free)
 
 
 def refusing_graph(*errors):
-    """torch.cuda.graph that makes its own stream current, fails, and leaves it there: errors are raised in turn, the
-    later ones while the earlier are handled, as leaving a broken capture does."""
+    """torch.cuda.graph that makes its own stream current, fails, and leaves it there. Raises its
+    errors in turn, the later while the earlier is handled, as leaving a broken capture does."""
     class Graph:
-        def __init__(self, graph, pool):
+        def __init__(self, graph):
             pass
 
         def __enter__(self):
@@ -702,28 +723,39 @@ def refusing_graph(*errors):
     return Graph
 
 
-def test_a_model_that_cannot_be_captured_is_stepped_eagerly_and_says_so(model, acted, monkeypatch):
+def test_a_model_that_cannot_be_captured_is_stepped_eagerly_and_says_so(acted, monkeypatch):
+    model = build(Qwen3Config(**SHAPE, head_dim=16))
+    run = lambda: tokens(Sampler(model, rows=3, length=40)(
+        ragged(), max_new_tokens=18, stop=range(4)))
+    want = run()
     error = RuntimeError("operation not permitted when stream is capturing")
     monkeypatch.setattr(torch.cuda, "graph", refusing_graph(error))
-    want, got = Sampler(model, rows=3, length=40), Sampler(model, rows=3, length=40)
-    got.graphs, before = {}, ActedStream.current
-    with pytest.warns(UserWarning, match="no CUDA graph for Qwen2ForCausalLM.*not permitted"):
-        samples = got(ragged(), max_new_tokens=18, stop=range(4))
-    assert ActedStream.current is before and got.graphs is None
-    assert tokens(samples) == tokens(want(ragged(), max_new_tokens=18, stop=range(4)))
-    assert tokens(got(ragged(), max_new_tokens=18, stop=range(4))) == tokens(samples)       # and no second warning
+    says = "no CUDA graph of Qwen3ForCausalLM.*not permitted"
+    with pytest.warns(UserWarning, match=says) as warned:
+        assert run() == want
+    assert len(warned) == 1 and torch.cuda.current_stream() == "the stream of the caller"
 
 
 @pytest.mark.parametrize("errors", [[torch.OutOfMemoryError("full")],
-                                    [torch.OutOfMemoryError("full"), RuntimeError("capture invalidated")]])
-def test_out_of_memory_in_a_capture_is_raised(model, acted, monkeypatch, errors):
+                                    [torch.OutOfMemoryError("full"),
+                                     RuntimeError("capture invalidated")]])
+def test_out_of_memory_in_a_capture_is_raised(acted, monkeypatch, errors):
     monkeypatch.setattr(torch.cuda, "graph", refusing_graph(*errors))
-    sampler = Sampler(model, rows=3, length=40)
-    sampler.graphs, before = {}, ActedStream.current
+    sampler = Sampler(build(Qwen3Config(**SHAPE, head_dim=16)), rows=3, length=40)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         sampler(ragged(), max_new_tokens=18, stop=())
-    assert ActedStream.current is before and sampler.graphs == {}
+    assert torch.cuda.current_stream() == "the stream of the caller"
 
 
 def test_cudnn_attention_is_off():
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_parts_of_the_gpu_experiment_run_dry():
+    """All parts, at toy sizes; the last one needs the toy's base model."""
+    command = [sys.executable, "-m", "experiments.gpu", "--dry"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for part in ("kernels", "shapes", "attention", "draw", "step", "roofline", "stats", "update"):
+        assert f"---- {part}\n" in run.stdout
+    assert "greedy accuracy" in run.stdout
