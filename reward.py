@@ -16,8 +16,8 @@ expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ra
 
 Where mathematics leaves a choice: 0.33 is not 1/3; a unit may be missing but not differ; n% is n or
 n/100; log has base 10 or e; an odd root of a negative number is real; unknowns are real; (1, 2) is a
-point or an interval; y = 2x may be given as 2x. Words are units: 5 cm is 5 times the symbol «cm», and
-only known units, or one noun in the plural, may be missing on the other side.
+point or an interval; y = 2x may be given as 2x. Words are units: 5 cm is 5 times the symbol «cm»;
+a word that is neither a known unit nor a noun in the plural refuses the answer.
 Left out: numbers in words, conversion of units, integrals, limits, sums. POSIX only.
 
     python reward.py 'so \boxed{\frac{1}{2}}' 0.5    # what was read on both sides, and the verdict
@@ -25,6 +25,7 @@ Left out: numbers in words, conversion of units, integrals, limits, sums. POSIX 
 
 import json
 import math
+import operator
 import os
 import re
 import resource
@@ -33,16 +34,14 @@ import signal
 import subprocess
 import sys
 import unicodedata
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 from random import Random
 
 LIMIT = 1.5             # seconds a case may take in its worker
 MEMORY = 1 << 30        # bytes of address space a worker may take
 MAX_CHARS = 5_000       # longer texts are compared as strings and plain numbers only
-MAX_DEPTH = 40          # nested brackets, powers and functions
 MAX_BITS = 400_000      # of an exact number: 20,000! fits, 8^8^8 does not
 
 
@@ -52,9 +51,9 @@ class Hopeless(ValueError):
 
 def load_sympy():
     """Half a second that only those pay who read: workers, and the command line."""
-    global sympy, REALS
+    global sympy, REALS, ONE
     import sympy
-    REALS = sympy.Symbol("ℝ", real=True)
+    REALS, ONE = sympy.Symbol("ℝ", real=True), sympy.Integer(1)
 
 
 # ------------------------------------------------------------------------------- the box
@@ -68,11 +67,9 @@ def extract_answer(text):
     Braces are balanced and \{ \} do not count; a box in a box is opened; `\boxed 5` is a box; a last
     box that was never closed is no answer; only what follows </think> is read."""
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
-    if "\\boxed" not in text and "\\fbox" not in text:
-        return None
     groups = []                          # open braces: (where the brace's box starts or -1, inside)
     last = (-1, 0, 0, 0)                 # last box: its start, its content from and to, its end
-    for token in BOX.finditer(text):
+    for token in BOX.finditer(text) if "\\boxed" in text or "\\fbox" in text else ():
         if "{" in (token[0], token[1]):
             groups.append((token.start() if token[1] else -1, token.end()))
         elif token[1] is not None:       # \boxed 5
@@ -100,7 +97,7 @@ IGNORED = re.compile(
     r"(?<!\\)\\(?:(?:left|right) ?\.|(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle"
     r"|limits|therefore|bf|it|rm)(?![A-Za-z])|[\[\]()!])|(?<!\\)\$")
 DECIMAL = re.compile(r"([+-]?)((?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)?)(?:\.([0-9]*))?")
-FRACTION = re.compile(r"([+-]?)(?:\\frac\{)?([0-9]{1,300})(?:/|\}\{)([0-9]{1,300})\}?")
+FRACTION = re.compile(r"[+-]?(?:\\frac\{)?([0-9]{1,300})(?:/|\}\{)([0-9]{1,300})\}?")
 POINT = re.compile(r"\(([-+]?[0-9]+(?:,[-+]?[0-9]+)+)\)")
 
 
@@ -126,12 +123,12 @@ def rational(text):
         if len(whole) + len(part) > 300:                             # stays a string: linear time
             return decimal[1].strip("+") + whole + "." + part, 1
         top, bottom = int(whole + part or 0), 10 ** len(part)
-    elif fraction and int(fraction[3]):
-        top, bottom = int(fraction[2]), int(fraction[3])
+    elif fraction and int(fraction[2]):
+        top, bottom = int(fraction[1]), int(fraction[2])
     else:
         return None
-    divisor = -math.gcd(top, bottom) if text[0] == "-" else math.gcd(top, bottom)
-    return top // divisor, abs(bottom // divisor)
+    divisor = math.gcd(top, bottom)
+    return (-top if text[0] == "-" else top) // divisor, bottom // divisor
 
 
 def cheap(prediction, gold):
@@ -148,20 +145,16 @@ def cheap(prediction, gold):
     # points with whole coordinates, as many on both sides
     left, right = POINT.fullmatch(prediction), POINT.fullmatch(gold)
     if left and right and left[1].count(",") == right[1].count(","):
-        return list(map(rational, left[1].split(","))) == list(map(rational, right[1].split(",")))
+        return [*map(rational, left[1].split(","))] == [*map(rational, right[1].split(","))]
     return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
 
 # ------------------------------------------------------------------------------- words
-# A word is a unit, and the list of harmless ones is closed: an unknown word refuses the answer.
 
-LEADING = re.compile(r"""(^|[,;∧∨])(?:\ ?«(?:the|is|are|final|answer|result|solution|value|exactly|total
-|area|volume|perimeter|length|width|height|radius|distance|speed|time|probability|number|sum|cost
-|price|so|we|get|therefore|thus|hence)»)+\ ?[:=]?(?=\ ?[\w({\\«⦃⟪+-])""", re.VERBOSE | re.IGNORECASE)
 WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "«%»",
          "pct": "«%»", "degree": "«°»", "degrees": "«°»", "deg": "«°»", "thousand": "*10^3",
          "million": "*10^6", "billion": "*10^9", "minus": "-", "negative": "-", "plus": "+",
-         "times": "*", "squared": "^2", "cubed": "^3", "per": "/", "mph": "«mi»/«h»",
+         "times": "*", "squared": "^2", "cubed": "^3", "per": "/", "mph": "«mi»/«h»", "old": "",
          "kph": "«km»/«h»", "kmh": "«km»/«h»"}
 UNITS = {name: names.split()[0] for names in """km kilometer kilometre, m meter metre,
 cm centimeter centimetre, ft foot feet, mm millimeter millimetre, in inch inche, yd yard, mi mile,
@@ -175,16 +168,17 @@ halves|quarters|ones|twos|threes|fives|sixes|nines|zeros|zeroes|tens|dozens|scor
 doubles|triples|negatives|opposites|inverses|reciprocals|roots|powers|factorials|logs|multiples|
 percents|modulus|.*(?:third|four|fif|six|seven|eigh|nin|ten|twelf|eleven|teen|tie|hundred|thousand|
 illion)(?:th)?s)$)[a-z]{3,}s|people|men|women|children|mice|geese|dice|fish|sheep""", re.VERBOSE)
+LEADING = re.compile(r"""(^|[,;∧∨])(?:\ ?«(?:the|is|are|final|answer|result|solution|value|exactly|
+total|area|volume|perimeter|length|width|height|radius|distance|speed|time|probability|number|sum|
+cost|price|so|we|get|therefore|thus|hence)»)+\ ?[:=]?(?=\ ?[\w({\\«⦃⟪+-])""", re.VERBOSE | re.I)
 SHORT_WORDS = set("sq cu no is of to at by in if it we as an am pm be so up on".split())
 
 
 def word(match):
     """A run of letters: a function, a unit or another word, or a product of variables (xy, abc)."""
     text, low = match[0], match[0].lower()
-    if text[0] in "«\\":
-        return text
-    if low in WORDS:
-        return WORDS[low]
+    if text[0] in "«\\" or low in WORDS:
+        return WORDS.get(low, text)
     last = not match.string[match.end():].strip(" .})")
     if text in COMMANDS and not (low in UNITS and last):             # 5 min, but min(5, 6)
         return f"\\{text} "
@@ -201,12 +195,11 @@ def text_command(match):
 
 
 def unit(name):
-    """The canonical name of a unit or of things that are counted; other words refuse the answer."""
-    if name in UNITS or name.rstrip("s") in UNITS:
-        return UNITS.get(name) or UNITS[name.rstrip("s")]
-    if not NOUN.fullmatch(name):
+    """The canonical name of a unit or of things that are counted; any other word is Hopeless."""
+    name = name if name in UNITS or name.rstrip("s") not in UNITS else name.rstrip("s")
+    if name not in UNITS and not NOUN.fullmatch(name):
         raise Hopeless(name)
-    return name
+    return UNITS.get(name, name)
 
 
 def plain(text):
@@ -237,12 +230,19 @@ SYMBOL = re.compile("|".join(re.escape(old) + r"(?![A-Za-z])" * old[-1].isalpha(
                              for old in sorted(SYMBOLS, key=len, reverse=True)))
 RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ⁽⁾", "0123456789+-ni()"))
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789"))
-FUNCTIONS = {name: name for name in "log ln exp gcd lcm floor".split()}
-FUNCTIONS |= {"max": "Max", "min": "Min", "abs": "Abs", "ceil": "ceiling"}
+FUNCTIONS = dict(zip("ln exp log gcd lcm floor max min abs ceil".split(),
+                     "log exp log gcd lcm floor Max Min Abs ceiling".split()))
 for name in "sin cos tan sec csc cot sinh cosh tanh sech csch coth".split():
-    FUNCTIONS |= {name: name, **{arc + name: "a" + name for arc in ("a", "ar", "arc")}}
+    FUNCTIONS |= {name: name, "a" + name: "a" + name, "ar" + name: "a" + name, "arc" + name: "a" + name}
 COMMANDS = {*FUNCTIONS, "sqrt", "frac", "binom", "vec", "hat", "bar", "overline", "tilde"}
 TEXT = r"\\(text\w*|[mh]box|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}"
+MIXED = r"(?<![\w.^_}])(\d+)(?: ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}| (\d+) ?/ ?(\d+)(?![\d.]))"
+
+
+def mixed(match):
+    """1 1/2 is a sum; 1 3/2 is left alone."""
+    whole, top, bottom = filter(None, match.groups())
+    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
 
 
 @lru_cache(256)
@@ -265,21 +265,22 @@ def prepare(text, thousands=True):
     sub(r"\\mathbb ?\{? ?([A-Z]) ?\}?", lambda m: "ℝ" if m[1] == "R" else m[1])
     sub(r"↵ ?\[[^\]]*\]", "↵")
     sub(r"\\begin ?\{cases\}(.*?)\\end ?\{cases\}", lambda m: m[1].strip("↵ ").replace("↵", ","))
-    sub(r"\\begin ?\{(?:\w*matrix|array)\} ?(?:\{[lcr| ]*\})?", "⟪")
+    sub(r"\\begin ?\{(?:[pbBV]?(small)?matrix|array)\} ?(?:\{[lcr| ]*\})?", "⟪")
     sub(r"\\end ?\{(\w*matrix|array)\}", "⟫")
     sub(r"\\(boxed|fbox)(?![a-zA-Z])", "")
     sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}")
     for _ in range(4):                                               # \text in \text, outermost first
         sub(TEXT, text_command)
-    # numbers: 0.\overline{3}, 0.(3), 0.333..., 1 000 000, 1,000, 1 1/2
+    # numbers: 0.\overline{3}, 0.(3), 0.333..., 1 000 000, 1,000, 1 1/2, and 1/3 of 1/3 ≈ 0.33
     sub(r"(\d*)\.(\d*) ?(?:\\(?:overline|bar) ?\{? ?(\d+) ?\}?|\((\d+)\))", r"\g<1>.\2~\3\4")
     sub(r"(?<!\d)(\d*)\.(\d{0,9}?)(\d{1,9}?)\3\3+ ?…", r"\1.\2~\3")
     sub(r"(?<![\w.,~^_])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m[0].replace(" ", ""))
     sub(r"(?<=\d)\{,\}(?=\d)", ",")
     if thousands:
         sub(r"(?<![\w.,~^_])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""))
-    sub(r"(?<![\w.^_}])(\d+)(?: ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}| (\d+) ?/ ?(\d+)(?![\d.]))", mixed)
-    # words: sq. units, a.m., km/h, °C, (cm), square feet; what leads to the answer is dropped
+    sub(MIXED, mixed)
+    sub(r"(?<=[\d})π»]) ?≈.*", "")
+    # words: sq. units, a.m., km/h, °C, square feet, (cm); what leads to the answer is dropped
     sub(r"(?<=[a-z])\.(?= ?[A-Za-z^])", "")
     sub("per cent", "percent")
     sub(r"(?<=[\d)}]) ?\b([kc]?m|mi|ft|g|kg)/(s|h|hr|sec|min|[kc]?m)\b", r"«\1»/«\2»")
@@ -287,7 +288,6 @@ def prepare(text, thousands=True):
     sub(r"«[^»]*»|\\[A-Za-z]+|[A-Za-z]{2,}", word)
     sub(r"«(?:square|sq)» ?(«\w+»)", r"\1^2")
     sub(r"«(?:cubic|cu)» ?(«\w+»)", r"\1^3")
-    sub("«old»", "")
     sub("(?:all|«all») ?«reals?» ?(?:«numbers?»)?", "ℝ")
     sub(LEADING, r"\1")
     sub(r"(?<=[\d}]) ?\(((?:«[^»]*»(?:\^\{?\d\}?)?)+)\)$", r"\1")
@@ -299,71 +299,46 @@ def prepare(text, thousands=True):
     return squeeze(re.sub(r"\s+", " ", text)).lstrip(" \"'`").rstrip(" .,;↵\"'`")
 
 
-def mixed(match):
-    """1 1/2 is a sum; 1 3/2 is left alone."""
-    whole, top, bottom = filter(None, match.groups())
-    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
+# ------------------------------------------------------------------------------- values within bounds
 
 
-# ------------------------------------------------------------------------------- numbers and formulas
-
-
-def apply(function, *args):
-    """function(*args) as a sympy object; Hopeless if that is undefined, infinite or far too big."""
-    if all(isinstance(arg, sympy.Expr) and not arg.has(sympy.oo, -sympy.oo) for arg in args):
-        value = function(*args)
-    elif function in (sympy.Add, sympy.Mul):                         # matrices, or -∞
-        value = args[0]
-        for arg in args[1:]:
-            value = value + arg if function == sympy.Add else value * arg
-        if not isinstance(value, sympy.MatrixBase) and args not in ((-1, sympy.oo), (-1, -sympy.oo)):
-            raise Hopeless("not a number")
-        return value
-    else:
-        raise Hopeless("not a number")
-    if value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+def checked(value):
+    """The number, formula or matrix, if it is defined and not too big."""
+    if not isinstance(value, (sympy.Expr, sympy.MatrixBase)) or value.has(sympy.nan, sympy.zoo):
         raise Hopeless("undefined")
     if value.is_Rational and value.p.bit_length() + value.q.bit_length() > MAX_BITS:
         raise Hopeless("too big")
     return value
 
 
-def negative(node):
-    return apply(sympy.Mul, sympy.Integer(-1), node)
-
-
 def power(base, exponent):
     """base^exponent within bounds; an odd root of a negative real is the real one, as at school."""
-    if isinstance(base, sympy.MatrixBase) and exponent in map(symbol, ("T", "top")):
+    if kind(base) == "matrix" and exponent in (symbol("T"), symbol("top")):
         return base.T
-    if base == 0 and not exponent.is_positive:
+    if base.has(sympy.oo) or exponent.has(sympy.oo) or base == 0 and not exponent.is_positive:
         raise Hopeless("0^0")
-    if base.is_number and exponent.is_number and base not in (-1, 0, 1):
+    if is_number(base) and is_number(exponent) and base not in (-1, 0, 1):
         bits = base.p.bit_length() + base.q.bit_length() if base.is_Rational else 4
         if abs(exponent.evalf(5)) * bits > MAX_BITS:
             raise Hopeless("too big")
-    odd_root = exponent.is_Rational and exponent.q > 1 and exponent.q % 2
-    if odd_root and base.is_number and base.is_negative:
-        return apply(sympy.Mul, sympy.Integer(-1) ** exponent.p, power(-base, exponent))
-    return apply(sympy.Pow, base, exponent)
+        if exponent.is_Rational and exponent.q > 1 and exponent.q % 2 and base.is_negative:
+            return checked((-ONE) ** exponent.p * power(-base, exponent))
+    return checked(base ** exponent)
 
 
 def call(name, args):
     """A named function of numbers or formulas."""
     args = [replace(arg, {"«°»": sympy.pi / 180}) for arg in args]
-    if name in ("gcd", "lcm"):
-        if not all(arg.is_Integer for arg in args):
-            raise Hopeless("gcd of what is no integer")
+    if name in ("gcd", "lcm") and all(arg.is_Integer for arg in args):
         return sympy.Integer(getattr(math, name)(*map(int, args)))
-    if name in ("factorial", "factorial2", "binomial"):
-        if any(arg.is_number and not (arg.is_Integer and 0 <= arg <= 20_000) for arg in args):
+    if name in ("gcd", "lcm", "factorial", "factorial2", "binomial"):
+        if any(is_number(arg) and not (arg.is_Integer and 0 <= arg <= 20_000) for arg in args):
             raise Hopeless("too big")
-    if name == "log":                                                # of a base that is settled later
-        return apply(sympy.Mul, call("ln", args), 1 / sympy.log(symbol(LOG_BASE)))
-    return apply(getattr(sympy, FUNCTIONS.get(name, name)), *args)
+    value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
+    return value / sympy.log(symbol(LOG_BASE)) if name == "log" else value
 
 
-LOG_BASE = "base of log"
+LOG_BASE = "base of log"                 # 10 or e, which is settled when two sides are compared
 
 
 def symbol(name):
@@ -385,6 +360,10 @@ def symbols(node):
     return {s.name for s in getattr(node, "free_symbols", ())} - {LOG_BASE, "ℝ"}
 
 
+def is_number(node):
+    return kind(node) == "value" and not node.free_symbols
+
+
 def replace(node, values):
     """The node with symbols replaced. values: name -> number."""
     if isinstance(node, tuple):
@@ -399,16 +378,16 @@ DEFINES = (r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?"
            r"\((?:[A-Za-z](?:, ?[A-Za-z])*|\d+)\)=|[A-Za-z]_\{?[a-z]\}?=")
 NUMBER = (r"(?=\.?\d)(\d*)\.?(\d*)(?:~(\d+))?(?:[eE]([+-]?\d{1,4}))?"
           r"(?:_(?:\{[ (]*(\w+)[ )]*\}|(\d+)))?")
+CLOSING = {"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "⦃": "⦄"}
 
 
 class Reader:
-    """A position in a prepared text, and one method a grammar rule.
-
-    answer > relation > union > sum > term > factor > atom. There is no backtracking, depth is bounded
-    by MAX_DEPTH, and anything unexpected is Hopeless."""
+    """A position in a prepared text, and one method a grammar rule:
+    answer > relation > union > sum > term > factor > atom. Nothing is tried twice (no backtracking);
+    anything unexpected is Hopeless, and too deep a nesting ends in Python's RecursionError."""
 
     def __init__(self, text):
-        self.text, self.i, self.depth = text, 0, 0
+        self.text, self.i = text, 0
 
     def see(self, pattern):
         return re.compile(f" ?(?:{pattern})").match(self.text, self.i)
@@ -417,9 +396,6 @@ class Reader:
         match = self.see(pattern)
         self.i = match.end() if match else self.i
         return match
-
-    def need(self, pattern):
-        return self.take(pattern) or self.fail()
 
     def fail(self):
         raise Hopeless(f"cannot read {self.text[self.i:self.i + 20]!r}")
@@ -431,10 +407,6 @@ class Reader:
             signs.append(match[0].strip())
             parts.append(operand())
         return parts, signs
-
-    def whole(self):
-        node = self.answer()
-        return node if self.see("$") else self.fail()
 
     def answer(self, opening=""):
         """Relations between commas, "and", "or": ("list", separator, *items); one alone is itself."""
@@ -448,26 +420,22 @@ class Reader:
         self.take("[=≈]")
         self.take(DEFINES)
         parts, signs = self.chain(self.union, "[=<>≤≥≠≈∈:]")
-        if signs == [":", "=", ":"] and is_name(parts[0]):           # V_1 : V_2 = 11 : 21
-            parts, signs = parts[2:], [":"]
-        # x ≈ 7 is x = 7; what stands behind 1/3 ≈ 0.33 is no part of the answer
-        if "≈" in signs and not (signs[0] == "≈" and is_name(parts[0])):
-            parts, signs = parts[:signs.index("≈") + 1], signs[:signs.index("≈")]
-        signs = ["=" if sign == "≈" else sign for sign in signs]
-        # 2 + 3 = 5 is 5, and so is the end of x = 2 + 3 = 5; 8 = 9 says nothing, nor does x < x
-        while signs[-1:] == ["="] and is_number(parts[-2]) and equal(parts[-2], parts[-1]):
-            del parts[-2], signs[-1]
-        for left, right, sign in zip(parts, parts[1:], signs):
-            if sign != ":" and kind(left) == kind(right) == "value" and not symbols(sympy.expand(left - right)):
-                if sympy.oo not in (abs(left), abs(right)):
-                    self.fail()
-        if not signs:
-            return parts[0]
-        if signs == ["∈"]:
-            return parts[1] if kind(parts[1]) != "value" or parts[1] == REALS else self.fail()
-        if set(signs) == {":"}:                                      # 0 : 0 is every ratio: refused
+        signs = "".join(signs).replace("≈", "=")
+        if signs == ":=:" and is_name(parts[0]):                     # V_1 : V_2 = 11 : 21
+            parts, signs = parts[2:], ":"
+        # 2 + 3 = 5 is 5, and so is the end of x = 2 + 3 = 5
+        while signs[-1:] == "=" and is_number(parts[-2]) and equal(parts[-2], parts[-1]):
+            del parts[-2]
+            signs = signs[:-1]
+        if set(signs) == {":"}:                                      # 0 : 0 would be every ratio
             return self.fail() if 0 in parts else ("ratio", *(part / parts[0] for part in parts))
-        return ("rel", "".join(signs), *parts)
+        if signs == "∈":
+            return self.fail() if is_number(parts[1]) else parts[1]
+        # 8 = 9 says nothing about an unknown, nor does x < x
+        for left, right in zip(parts, parts[1:]):
+            if kind(left) == kind(right) == "value" and is_number(sympy.expand(left - right)):
+                return self.fail()
+        return ("rel", signs, *parts) if signs else parts[0]
 
     def union(self):
         parts, signs = self.chain(self.sum, "[∪∩∖]")
@@ -480,22 +448,22 @@ class Reader:
     def sum(self):
         terms, signs = [], self.take(r"[+\-±](?: ?[+\-])*")
         while signs or not terms:
-            at, signs = self.i, signs[0] if signs else ""
-            term = self.term()
-            if "±" in signs:                                         # ± 1 ± i has four values
-                term = apply(sympy.Mul, symbol(f"±{at}"), term)
-            terms.append(negative(term) if signs.count("-") % 2 else term)
+            at, term = self.i, self.term()
+            if signs and "±" in signs[0]:                            # ± 1 ± i has four values
+                term = term * symbol(f"±{at}")
+            terms.append(-term if signs and signs[0].count("-") % 2 else term)
             signs = self.take(r"[+\-±](?: ?[+\-])*")
-        return terms[0] if len(terms) == 1 else apply(sympy.Add, *terms)
+        return terms[0] if len(terms) == 1 else checked(reduce(operator.add, terms))
 
     def term(self):
         factors = [self.factor()]
         while (match := self.take(r"([*/]) ?(-?)")) or self.starts_factor():
             factor = self.factor()
-            if match and match[1] == "/":
-                factor = power(factor, sympy.Integer(-1))
-            factors.append(negative(factor) if match and match[2] else factor)
-        return factors[0] if len(factors) == 1 else apply(sympy.Mul, *factors)
+            if match:
+                factor = power(factor, -ONE) if match[1] == "/" else factor
+                factor = -factor if match[2] else factor
+            factors.append(factor)
+        return factors[0] if len(factors) == 1 else checked(reduce(operator.mul, factors))
 
     def starts_factor(self):
         """Does a factor follow without an operator? 2x, 2(x), 2^{3}5, 2^3 3^2; but not 2 3 or x2."""
@@ -505,38 +473,27 @@ class Reader:
         return self.see(r"[A-Za-zπ∞({\[⟪«]|\\[A-Za-z]")
 
     def factor(self):
-        """An atom and what stands behind it: ! and ^."""
+        """An atom and what stands behind it, ! and ^, or in front of it: a currency."""
         currency = self.take("«[$€£¥₹]»(?= ?[^ ])")
         node = self.atom()
         while match := self.take(r"!!?(?![=!])|\^"):
-            self.depth += 1                                          # bounds 5!!!!!!!!! too
-            if self.depth > MAX_DEPTH:
-                self.fail()
             if match[0].strip() == "^":
                 node = power(node, self.exponent())
             else:
                 node = call("factorial2" if "!!" in match[0] else "factorial", [node])
-            self.depth -= 1
-        return apply(sympy.Mul, node, symbol(currency[0].strip())) if currency else node
+        return node * symbol(currency[0].strip()) if currency else node
 
     def exponent(self):
-        self.depth += 1
-        sign = self.take("[-+]")
-        digits = self.take(r"\d+(?:\.\d+)?")                         # 2^10 is 1024, not 2^1 0
+        sign, digits = self.take("[-+]"), self.take(r"\d+(?:\.\d+)?")    # 2^10 is 1024, not 2^1 0
         exponent = sympy.Rational(digits[0].strip()) if digits else self.atom()
         if self.take(r"\^"):
-            exponent = power(exponent, self.exponent()) if self.depth < MAX_DEPTH else self.fail()
-        self.depth -= 1
-        return negative(exponent) if sign and "-" in sign[0] else exponent
+            exponent = power(exponent, self.exponent())
+        return -exponent if sign and "-" in sign[0] else exponent
 
     def atom(self):
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self.fail()
         for rule in (self.number, self.bracket, self.command, self.name):
             node = rule()
-            if node is not None:                                     # and not: if node, for 0 is one
-                self.depth -= 1
+            if node is not None:                                     # 0 is a node too
                 return node
         return self.fail()
 
@@ -553,37 +510,35 @@ class Reader:
         return value * sympy.Integer(10) ** int(exponent or 0)
 
     def name(self):
-        r"""x, x_1, \alpha, π, ∅, or «words»: a text if they stand alone, else a product of units."""
-        if text := self.take("((?: ?«[^»]*»)+)(?= ?(?:[,;=∧∨:)⦄]|$))"):
-            if re.search(r"(^|[,;=∧∨:({⦃&]) ?$", self.text[:text.start()]):
-                return symbol("text " + plain(text[0]))
-            self.i = text.start()
+        r"""x, x_1, \alpha, π, ∅, or «words»: a text if they stand alone, else a unit."""
+        text = self.see("((?: ?«[^»]*»)+)(?= ?(?:[,;=∧∨:)⦄]|$))")
+        if text and re.search(r"(^|[,;=∧∨:({⦃&]) ?$", self.text[:self.i]):
+            self.i = text.end()
+            return symbol("text " + plain(text[0]))
         match = self.take(r"([A-Za-zπ∞ℝ…]'*)|\\([A-Za-z]+)|«([^»]*)»|∅")
-        if not match:
+        if not match or match[3] and self.see(r"\("):
             return None
-        if match[0].strip() == "∅":
+        if not any(match.groups()):
             return "list", "∧"
-        if match[3] is not None:
-            return self.fail() if self.see(r"\(") else symbol(f"«{unit(match[3].lower())}»")
-        sub = self.take(r"_(?:\{([^{}]*)\}|\\([A-Za-z]+)|(\w))")
-        name = "".join(match.groups(""))
+        if match[3]:
+            return symbol(f"«{unit(match[3].lower())}»")
+        name, sub = "".join(match.groups("")), self.take(r"_(?:\{([^{}]*)\}|\\([A-Za-z]+)|(\w))")
         return symbol(name + "_" + re.sub(r"[ \\]", "", "".join(sub.groups(""))) if sub else name)
 
     def bracket(self):
-        match = self.take(r"[({\[⦃⟪]")
+        if matrix := self.take("⟪([^⟪⟫]*)⟫"):
+            rows = matrix[1].strip("↵ ").split("↵")
+            return sympy.ImmutableDenseMatrix([[read(cell) for cell in row.split("&")] for row in rows])
+        match = self.take(r"⦃ ?⦄|[({\[⦃]")
         if not match:
             return None
         opening = match[0].strip()
-        if opening == "⟪":
-            cells = self.need("([^⟪⟫]*)⟫")[1].strip("↵ ").split("↵")
-            return sympy.ImmutableDenseMatrix(
-                [[Reader(cell).whole() for cell in row.split("&")] for row in cells])
-        if opening == "⦃" and self.take("⦄"):
+        if "⦄" in opening:
             return "list", "∧"
         node = self.answer(opening)
-        closing = self.need({"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "⦃": "⦄"}[opening])[0].strip()
+        closing = self.take(CLOSING[opening]) or self.fail()
         if kind(node) == "list" and opening in "([" and len(node) > 2:
-            return "tuple", opening + closing, *node[2:]
+            return "tuple", opening + closing[0].strip(), *node[2:]
         return node
 
     def command(self):
@@ -593,26 +548,20 @@ class Reader:
         self.i, name = match.end(), match[1]
         if name in ("frac", "binom"):
             top, bottom = self.argument(), self.argument()
-            if name == "binom":
-                return call("binomial", [top, bottom])
-            return apply(sympy.Mul, top, power(bottom, sympy.Integer(-1)))
+            return checked(top * power(bottom, -ONE)) if name == "frac" else call("binomial", [top, bottom])
         if name == "sqrt":
-            index = sympy.Integer(2)
-            if self.take(r"\["):
-                index = self.answer()
-                self.need(r"\]")
-            return power(self.argument(r"\d+(?:\.\d+)?"), power(index, sympy.Integer(-1)))
+            index = read(index[1]) if (index := self.take(r"\[([^\[\]]*)\]")) else 2 * ONE
+            return power(self.argument(r"\d+(?:\.\d+)?"), power(index, -ONE))
         if name not in FUNCTIONS:
             return symbol(f"{name} {self.argument()}")               # \vec{v}, \overline{AB}
         # \log_2, \sin^2 and \sin^{-1}, then the argument
         base = self.argument(r"\d+(?=[ ({])|\d") if name == "log" and self.take("_") else None
-        exponent = self.exponent() if self.take(r"\^") else 1
+        exponent = self.exponent() if self.take(r"\^") else ONE
         if exponent == -1:
-            name, exponent = "a" + name, 1
+            name, exponent = "a" + name, ONE
         argument = self.function_argument()
         args = argument[2:] if kind(argument) in ("tuple", "list") else [argument]
-        node = call(name, args) if base is None else apply(sympy.log, argument, base)
-        return node if exponent == 1 else power(node, exponent)
+        return power(call(name, args) if base is None else checked(sympy.log(argument, base)), exponent)
 
     def argument(self, digits=r"\d"):
         r"""What \frac and \sqrt take: a group, a token, or so many digits."""
@@ -623,10 +572,17 @@ class Reader:
         """sin(x), or sin 2x up to the next operator, bracket or function."""
         if self.see(r"[({\[⦃]"):
             return self.atom()
-        sign, factors = self.take("-"), [self.factor()]
+        sign, value = self.take("-"), self.factor()
         while self.starts_factor() and not self.see(rf"\(|\\(?:{'|'.join(FUNCTIONS)})(?![a-z])"):
-            factors.append(self.factor())
-        return apply(sympy.Mul, sympy.Integer(-1 if sign else 1), *factors)
+            value = value * self.factor()
+        return -value if sign else value
+
+
+def read(text):
+    """A prepared text as a node."""
+    reader = Reader(text)
+    node = reader.answer()
+    return node if reader.see("$") else reader.fail()
 
 
 @lru_cache(256)
@@ -635,28 +591,22 @@ def readings(text):
     nodes = []
     for thousands in (True, False) if "," in text else (True,):
         try:
-            nodes.append(Reader(prepare(text, thousands)).whole())
+            nodes.append(read(prepare(text, thousands)))
         except Exception:                                            # whatever untrusted text provokes
             pass
-    return list(dict.fromkeys(nodes))
+    return nodes
 
 
 # ------------------------------------------------------------------------------- equal formulas
 
 
-def is_number(node):
-    return kind(node) == "value" and not node.free_symbols
-
-
 def equal(a, b):
     """Are two expressions the same number, or the same function of their symbols?"""
-    if a == b:
-        return True
-    if kind(a) != "value" or kind(b) != "value" or sympy.oo in (abs(a), abs(b)):
-        return False
+    if a == b or kind(a) != "value" or kind(b) != "value" or sympy.oo in (abs(a), abs(b)):
+        return a == b
     gap = a - b
     if symbol(LOG_BASE) in gap.free_symbols:                         # 10 or e, but the same for both
-        return any(vanishes(replace(gap, {LOG_BASE: base})) for base in (sympy.Integer(10), sympy.E))
+        return any(vanishes(replace(gap, {LOG_BASE: base})) for base in (10 * ONE, sympy.E))
     return vanishes(gap) or double_precision(a, b) or double_precision(b, a)
 
 
@@ -685,8 +635,8 @@ def vanishes(gap):
     if not names:
         return is_zero(gap)
     # under a root or a logarithm school and sympy disagree about negative numbers: not asked there
-    positive = [part.args[0] for part in gap.atoms(sympy.log)]
-    positive += [part.base for part in gap.atoms(sympy.Pow) if not part.exp.is_Integer and part.base.free_symbols]
+    inner = [part.args[0] for part in gap.atoms(sympy.log)]
+    inner += [part.base for part in gap.atoms(sympy.Pow) if not part.exp.is_Integer]
     integers = gap.has(sympy.factorial, sympy.factorial2, sympy.binomial)
     rng, agreed = Random(7), 0
     for trial in range(24):                                          # small, medium, negative, large
@@ -698,7 +648,8 @@ def vanishes(gap):
             elif trial % 4 == 2 and (name == names[0] or rng.random() < 0.5):
                 point[name] *= -1
         value = replace(gap, point)
-        if value.has(sympy.nan, sympy.zoo) or any(replace(p, point).is_negative for p in positive):
+        negative = any(part.free_symbols and replace(part, point).is_negative for part in inner)
+        if negative or value.has(sympy.nan, sympy.zoo):
             continue
         if is_zero(value, 30 if agreed else 150):
             agreed += 1
@@ -715,11 +666,10 @@ FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 
 
 def is_name(node):
-    r"""x, x_1, AB, |AB|, AB/CD, \angle ABC: what may stand before "= 5" and is no part of the answer."""
+    r"""x, x_1, AB, |AB|, AB/CD, \angle ABC: may stand before "= 5" and is no part of the answer."""
     if kind(node) != "value":
         return False
-    if isinstance(node, sympy.Abs):
-        return is_name(node.args[0])
+    node = node.args[0] if isinstance(node, sympy.Abs) else node
     names = [part.base if part.is_Pow and part.exp == -1 else part for part in sympy.Mul.make_args(node)]
     if not all(name.is_Symbol and name != REALS and name.name[0] not in "«±" for name in names):
         return False
@@ -728,27 +678,22 @@ def is_name(node):
 
 def assigned(node):
     """(x, 5) from x = 5 or 5 = x, (y, 2x) from y = 2x; else None."""
-    if kind(node) != "rel" or set(node[1]) != {"="} or len(node) > 4:
-        return None
-    for name, value in (node[2:], node[:1:-1]):
-        vector = kind(name) == kind(value) != "value"
-        if (vector or is_name(name)) and not symbols(name) & symbols(value):
-            return name, value
+    if kind(node) == "rel" and node[1] == "=":
+        for name, value in (node[2:], node[:1:-1]):
+            vector = kind(name) == kind(value) != "value"
+            if (vector or is_name(name)) and not symbols(name) & symbols(value):
+                return name, value
     return None
 
 
 def items(node):
     """What an answer lists: ± expanded, x = 5 opened to 5, two solutions for one unknown to two values."""
     signs = sorted(name for name in symbols(node) if name[0] == "±")
-    if len(signs) > 4:
-        raise Hopeless("too many signs")
-    found = []
     if kind(node) == "list":
-        for part in node[2:]:
-            found += items(part) if signs else [part]
+        found = sum((items(part) if signs else [part] for part in node[2:]), [])
     else:
-        for values in product((sympy.Integer(1), sympy.Integer(-1)), repeat=len(signs)):
-            found.append(replace(node, dict(zip(signs, values))))
+        choices = product((ONE, -ONE), repeat=len(signs[:5]))
+        found = [replace(node, dict(zip(signs, values))) for values in choices]
     pairs = [assigned(item) for item in found]
     if len(found) == 1 and pairs[0]:
         return items(pairs[0][1])
@@ -779,10 +724,10 @@ def unordered(left, right):
     """The same items in any order, repetitions counted."""
     rest = list(right)
     for item in left:
-        k = next((k for k, other in enumerate(rest) if same_item(item, other)), None)
-        if k is None:
+        found = [k for k, other in enumerate(rest) if same_item(item, other)]
+        if not found:
             return False
-        del rest[k]
+        del rest[found[0]]
     return not rest
 
 
@@ -791,39 +736,35 @@ def same_in_order(left, right):
 
 
 def same_item(a, b):
-    if kind(a) == kind(b) == "value":
-        return same_value(a, b)
     for ratio, value in ((a, b), (b, a)):
         if kind(ratio) == "ratio" and kind(value) == "value":
             return len(ratio) == 3 and equal(1 / ratio[2], value)
     if kind(a) != kind(b):
         return False
+    if kind(a) == "value":
+        return same_value(a, b)
     if kind(a) == "matrix":
         return a.shape == b.shape and all(map(equal, a, b))
-    if kind(a) == "ratio":
-        return same_in_order(a[1:], b[1:])
     if kind(a) == "rel":
         return same_relation(a, b)
-    return a[1] == b[1] and same_in_order(a[2:], b[2:]) or kind(a) == "list" and same(a, b)
+    if kind(a) == "list":
+        return same(a, b)
+    return a[:2] == b[:2] and same_in_order(a[2:], b[2:])            # of a ratio, the first part is 1
 
 
 def same_value(a, b):
-    """Numbers or formulas, with their units: one may be missing if it is harmless, both may not differ."""
-    if a == b:
-        return True
-    (a, unit_a), (b, unit_b) = split_unit(a), split_unit(b)
+    """Numbers or formulas with their units, of which one may be missing, but both may not differ."""
+    sides = []
+    for value in (a, b):
+        words = [s for s in value.free_symbols if s.name[0] == "«"]
+        sides.append(value.as_independent(*words, as_Add=False) if words else (value, ONE))
+    (a, unit_a), (b, unit_b) = sides
     if unit_a != unit_b and 1 not in (unit_a, unit_b):
         return False
-    if equal(a, b):
-        return True
-    factor = {"«%»": sympy.Rational(1, 100), "«°»": sympy.pi / 180}.get(str(unit_a * unit_b))
-    return factor is not None and equal(a * factor if unit_b == 1 else a, b if unit_b == 1 else b * factor)
-
-
-def split_unit(value):
-    """(5, «cm»^2) of 5 «cm»^2, (5, 1) of 5."""
-    words = [s for s in value.free_symbols if s.name[0] == "«"]
-    return value.as_independent(*words, as_Add=False) if words else (value, sympy.Integer(1))
+    factor = {"«%»": ONE / 100, "«°»": sympy.pi / 180}.get(str(unit_a * unit_b))
+    if factor is None or equal(a, b):
+        return equal(a, b)
+    return equal(a * factor, b) if unit_b == 1 else equal(a, b * factor)
 
 
 def same_relation(a, b):
@@ -837,16 +778,12 @@ def same_relation(a, b):
     f, g = a[2] - a[3], b[2] - b[3]
     if a[1] == b[1] == "=":                                          # y = 1/x is xy = 1
         f, g = (sympy.fraction(sympy.together(side))[0] for side in (f, g))
-    names = sorted(symbols(f))
-    point = {name: sympy.Rational(13 + 7 * k, 17 + k) for k, name in enumerate(names)}
+    point = {name: (13 + 7 * k) * ONE / (17 + k) for k, name in enumerate(sorted(symbols(f)))}
     f0, g0 = replace(f, point), replace(g, point)
     if is_zero(f0) or is_zero(g0) or not vanishes(f * g0 - g * f0):
         return False
     sign = (f0 * g0).evalf(2)
     return sign.is_real and (a[1] if sign > 0 else FLIP.get(a[1], a[1])) == b[1]
-
-
-# ------------------------------------------------------------------------------- sets of real numbers
 
 
 def same_region(a, b):
@@ -859,69 +796,35 @@ def same_region(a, b):
 
 def region(node):
     """The node as a sympy set. A degenerate one (3 < x < 2, x^2 >= 0) is Hopeless: it fits too much."""
-    solved = sympy.S.EmptySet
+    result = sympy.S.EmptySet
     if node == REALS:
         return sympy.S.Reals
     if kind(node) == "tuple" and len(node) == 4:
-        low, high = map(border, node[2:])
-        solved = sympy.Interval(low, high, node[1][0] == "(", node[1][1] == ")")
+        result = sympy.Interval(node[2], node[3], node[1][0] == "(", node[1][1] == ")")
     elif kind(node) == "set":
-        operation = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}[node[1]]
-        solved = operation(*(sympy.FiniteSet(*map(border, part[2:])) if kind(part) == "list"
-                             else region(part) for part in node[2:]))
+        parts = [sympy.FiniteSet(*part[2:]) if kind(part) == "list" else region(part) for part in node[2:]]
+        result = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}[node[1]](*parts)
     elif kind(node) == "list" and {kind(part) for part in node[2:]} == {"rel"}:
-        operation = sympy.Intersection if node[1] == "∧" else sympy.Union
-        solved = operation(*map(region, node[2:]))
-    elif kind(node) == "rel" and set(node[1]) <= set("<>≤≥≠"):
-        solved = sympy.Intersection(*map(solutions, node[2:], node[1], node[3:]))
-    if solved == sympy.S.EmptySet or solved == sympy.S.Reals and kind(node) == "rel":
+        parts = map(region, node[2:])
+        result = sympy.Intersection(*parts) if node[1] == "∧" else sympy.Union(*parts)
+    elif kind(node) == "rel":
+        compare = {"<": sympy.Lt, "≤": sympy.Le, ">": sympy.Gt, "≥": sympy.Ge, "≠": sympy.Ne}
+        pairs = zip(node[1], node[2:], node[3:])
+        result = sympy.Intersection(*(compare[sign](low, high).as_set() for sign, low, high in pairs))
+    if result == sympy.S.EmptySet or result == sympy.S.Reals and kind(node) == "rel":
         raise Hopeless("degenerate")
-    return solved
-
-
-def border(number):
-    """Exact if it is rational, else 20 digits, so that equal borders are equal objects."""
-    if number.is_Rational or number in (sympy.oo, -sympy.oo):
-        return number
-    return sympy.Rational(str(number.evalf(20)))
-
-
-def solutions(left, sign, right):
-    """The real x with left < right: one point is tried between each two zeros, poles or domain ends."""
-    if sympy.oo in (abs(left), abs(right)):
-        return sympy.S.Reals
-    gap, zeros = left - right, set()
-    (x,) = gap.free_symbols
-    parts = [gap, sympy.fraction(sympy.together(gap))[1], *(part.args[0] for part in gap.atoms(sympy.log, sympy.Pow))]
-    for part in parts:
-        found = sympy.solveset(part, x, sympy.S.Reals) if part.has(x) else sympy.S.EmptySet
-        zeros |= set(found) if found.is_FiniteSet or found.is_empty else {Hopeless}
-    zeros = sorted(zeros)
-
-    def holds(value):
-        number = gap.xreplace({x: value})
-        if not number.is_extended_real or number.is_infinite:
-            return False
-        if is_zero(number):
-            return sign in "≤≥"
-        return sign == "≠" or (sign in "<≤") == bool(number < 0)
-
-    edges = [-sympy.oo, *map(border, zeros), sympy.oo]
-    solved = sympy.FiniteSet(*(border(zero) for zero in zeros if holds(zero)))
-    for low, high in zip(edges, edges[1:]):
-        middle = low + 1 if high.is_infinite else high - 1 if low.is_infinite else (low + high) / 2
-        if holds(middle if zeros else sympy.Integer(0)):
-            solved = solved.union(sympy.Interval.open(low, high))
-    return solved
+    # equal borders become equal objects: irrational ones are rounded to 20 digits
+    return result.replace(lambda x: isinstance(x, sympy.Expr) and x.is_number and x.is_finite and not x.is_Rational,
+                          lambda x: sympy.Rational(str(x.evalf(20))))
 
 
 # ------------------------------------------------------------------------------- one case
 
 
 def choice(text):
-    """The letter of a multiple-choice answer: bracketed, dotted, or with what it stands for behind it; else None."""
+    """The letter of a multiple-choice answer, bracketed, dotted or before what it stands for; else None."""
     text = re.sub(r"[\\{}$*]|text\w*|mathrm|mathbf", " ", SPACING.sub(" ", text)).strip()
-    match = (re.fullmatch(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer):? )?[(\[]? ?([A-Ja-j]) ?[)\]]?[.:]?", text)
+    match = (re.fullmatch(r"(?i)(?:(?:option|choice|answer):? )?[(\[]? ?([A-J]) ?[)\]]?[.:]?", text)
              or re.match(r"\( ?([A-J]) ?\)|([A-J])[).:] ", text))
     if not match or re.search(r"\b[A-J]\b|\bor\b", text[match.end():]):
         return None
@@ -941,7 +844,7 @@ def compare(prediction, gold):
         try:
             if same(a, b):
                 return True
-        except Exception:                                            # undefined or too big: Hopeless, or what sympy raises
+        except Exception:                                            # Hopeless, or what sympy raises
             pass
     return False
 
@@ -949,30 +852,23 @@ def compare(prediction, gold):
 # ------------------------------------------------------------------------------- workers
 
 
-def limit(kind, amount):
-    """As far as the system allows: a lower hard limit stays, and macOS refuses to limit memory."""
-    try:
-        hard = resource.getrlimit(kind)[1]
-        amount = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        resource.setrlimit(kind, (amount, hard))
+def work():
+    """A worker: a process that has sympy, and lets a forked child do the reading, so that a kill costs
+    milliseconds. The child takes a JSON line [prediction, gold] and gives a byte, until the pipe closes."""
+    load_sympy()
+    try:                                                             # macOS refuses, a lower limit stays
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        soft = min(limit for limit in (MEMORY, soft, hard) if limit != resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     except (OSError, ValueError):
         pass
-
-
-def work():
-    """A worker: a process that has sympy, and lets a forked child do the reading, so that a killed child costs
-    milliseconds. The child takes a JSON line [prediction, gold] and gives a byte, until the pipe is closed."""
-    load_sympy()
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)                    # the kernel kills us, even inside a long C call
-    limit(resource.RLIMIT_AS, MEMORY)
-    limit(resource.RLIMIT_CORE, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)                    # kills even inside a long C call
     sys.set_int_max_str_digits(0)                                    # MAX_CHARS bounds them
-    sys.setrecursionlimit(3000)
     os.write(1, b"r")
     while os.fork():
         if os.wait()[1] == 0:                                        # the pipe was closed
             os._exit(0)
-        os.write(1, b"0")                                            # killed by its alarm or for memory: 0
+        os.write(1, b"0")                                            # killed for its time or memory
     while line := sys.stdin.buffer.readline():
         signal.setitimer(signal.ITIMER_REAL, LIMIT)
         verdict = compare(*json.loads(line))
@@ -982,19 +878,20 @@ def work():
 
 
 class Worker:
-    """`python reward.py --worker`: a fresh interpreter minds neither threads nor CUDA nor a missing __main__ guard."""
+    """`python reward.py --worker`: a fresh interpreter, which minds neither threads nor CUDA here."""
 
-    idle = defaultdict(list)             # process -> its idle workers: a forked child must not use its parent's
+    idle = {}                            # process -> its idle workers; a fork must not use its parent's
 
     def __init__(self):
-        path = globals().get("__file__")                             # a notebook has none: there, a forked copy
+        path = globals().get("__file__")                             # a notebook has none: a fork instead
         command = [sys.executable, os.path.abspath(path), "--worker"] if path else [sys.executable, "-c", ""]
-        self.process = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, start_new_session=True,   # Ctrl-C is for the parent
-                                        preexec_fn=None if path else work)
+        self.process = subprocess.Popen(
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=None if path else work)   # Ctrl-C is for the parent
         self.ready = False
 
     def read(self, seconds):
+        """The next byte, b"" if none comes in time or the worker is dead."""
         poll = select.poll()
         poll.register(self.process.stdout, select.POLLIN)
         return os.read(self.process.stdout.fileno(), 1) if poll.poll(1000 * seconds) else b""
@@ -1002,32 +899,29 @@ class Worker:
     def ask(self, case):
         """b"1" or b"0", or b"" if the worker is dead, or deaf beyond the limit."""
         self.ready = self.ready or self.read(60) == b"r"
-        while self.ready and self.read(0):                           # left over from a child that was killed
+        while self.ready and self.read(0):                           # left by a child that was killed
             pass
+        line = json.dumps(case, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         try:
-            self.process.stdin.write(json.dumps(case, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self.process.stdin.write(line)
         except OSError:
             return b""
         return self.read(LIMIT + 0.4) if self.ready else b""
 
-    def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
 
 def verdict(case):
-    """One verdict from an idle worker, or from a new one. A worker that was killed from outside is replaced."""
-    idle = Worker.idle[os.getpid()]
+    """One verdict from an idle worker or a new one; a worker that was killed from outside is replaced."""
+    idle = Worker.idle.setdefault(os.getpid(), [])
     for _ in range(3):
         try:
             worker = idle.pop()
         except IndexError:
             worker = Worker()
-        answer = worker.ask(case)
-        if answer:
+        if answer := worker.ask(case):
             idle.append(worker)
             return answer == b"1"
-        worker.kill()
+        os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
     if worker.ready:
         return False
     raise RuntimeError(f"no worker starts: try {sys.executable} {globals().get('__file__')} --worker")
@@ -1045,7 +939,7 @@ def judge(cases):
 
 
 def is_equiv(prediction, gold):
-    """Do two answers, without their boxes, mean the same? None is equal to nothing. Limited like every case."""
+    """Do two answers, without their boxes, mean the same? None is equal to nothing."""
     if prediction is None or gold is None:
         return False
     case = str(prediction), str(gold)
@@ -1067,7 +961,7 @@ def rewards(responses, answers):
 
 
 def reward(response, answer):
-    r"""1.0 if the last \boxed{} of the response means the same as the answer, else 0.0. Nothing makes it raise or hang."""
+    r"""1.0 if the last \boxed{} of the response means the same as the answer, else 0.0; never raises."""
     return rewards([response], [answer])[0]
 
 
