@@ -13,30 +13,30 @@ false negative starves learning, a hang stops the run, an `eval` hands the machi
 Glossary: `prediction` what stands in the box; `gold` the answer key; `node` what was read: a sympy
 expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ratio or set.
 `Hopeless`: unreadable, undefined or out of bounds. Such a text equals nothing but itself.
-
 Where mathematics leaves a choice: 0.33 is not 1/3; a unit may be missing but not differ; n% is n or
 n/100; log has base 10 or e; an odd root of a negative number is real; unknowns are real; (1, 2) is a
 point or an interval; y = 2x may be given as 2x. Words are units: 5 cm is 5 times the symbol «cm»;
 a word that is neither a known unit nor a noun in the plural refuses the answer.
-Left out: numbers in words, conversion of units, integrals, limits, sums. POSIX only.
+Left out: numbers in words, conversion of units, determinants, integrals, limits, sums. POSIX only.
 
     python reward.py 'so \boxed{\frac{1}{2}}' 0.5    # what was read on both sides, and the verdict
 """
 
 import json
 import math
-import operator
 import os
 import re
 import resource
-import select
 import signal
 import subprocess
 import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from functools import lru_cache, reduce
 from itertools import product
+from multiprocessing.connection import wait
+from operator import add, mul
 from random import Random
 
 LIMIT = 1.5             # seconds a case may take in its worker
@@ -51,14 +51,23 @@ class Hopeless(ValueError):
 
 def load_sympy():
     """Half a second that only those pay who read: workers, and the command line."""
-    global sympy, REALS, ONE
+    global sympy, ONE, REALS, LOG_BASE
     import sympy
-    REALS, ONE = sympy.Symbol("ℝ", real=True), sympy.Integer(1)
+    ONE, REALS, LOG_BASE = sympy.Integer(1), symbol("ℝ"), symbol("base of log")
 
 
-# ------------------------------------------------------------------------------- the box
+# ------------------------------------------------------------------------------- the cheap path
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s{}$]*)|\\.|[{}]", re.DOTALL)
+SPACING = re.compile(
+    r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
+IGNORED = re.compile(
+    r"(?<!\\)\\(?:(?:left|right) ?\.|(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle"
+    r"|limits|therefore|bf|it|rm|boxed|fbox)(?![A-Za-z])|[\[\]()!])|(?<!\\)\$")
+PLAIN = re.compile(
+    r"[+-]?(?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]{1,300})?(?:\.[0-9]{0,300})?"
+    r"|[+-]?(?:[0-9]{1,300}/|\\frac\{[0-9]{1,300}\}\{)[0-9]{1,300}\}?")
+POINT = re.compile(r"\(([-+]?[0-9]+(?:,[-+]?[0-9]+)+)\)")
 
 
 def extract_answer(text):
@@ -69,7 +78,7 @@ def extract_answer(text):
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
     groups = []                          # open braces: (where the brace's box starts or -1, inside)
     last = (-1, 0, 0, 0)                 # last box: its start, its content from and to, its end
-    for token in BOX.finditer(text) if "\\boxed" in text or "\\fbox" in text else ():
+    for token in BOX.finditer(text):
         if "{" in (token[0], token[1]):
             groups.append((token.start() if token[1] else -1, token.end()))
         elif token[1] is not None:       # \boxed 5
@@ -84,21 +93,7 @@ def extract_answer(text):
     if any(start > last[0] for start, _ in groups):
         return None
     content = text[last[1]:last[2]].strip()
-    if last[2] == last[3]:               # the full stop behind \boxed 5 is not part of it
-        content = content.rstrip(".,;")
-    return content or None
-
-
-# ------------------------------------------------------------------------------- the cheap path
-
-SPACING = re.compile(
-    r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
-IGNORED = re.compile(
-    r"(?<!\\)\\(?:(?:left|right) ?\.|(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle"
-    r"|limits|therefore|bf|it|rm)(?![A-Za-z])|[\[\]()!])|(?<!\\)\$")
-DECIMAL = re.compile(r"([+-]?)((?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)?)(?:\.([0-9]*))?")
-FRACTION = re.compile(r"[+-]?(?:\\frac\{)?([0-9]{1,300})(?:/|\}\{)([0-9]{1,300})\}?")
-POINT = re.compile(r"\(([-+]?[0-9]+(?:,[-+]?[0-9]+)+)\)")
+    return (content.rstrip(".,;") if last[2] == last[3] else content) or None
 
 
 def normalise(text):
@@ -115,20 +110,12 @@ def squeeze(text):
 
 
 def rational(text):
-    """A plain decimal or fraction as (numerator, denominator) in lowest terms, else None."""
-    decimal, fraction = DECIMAL.fullmatch(text), FRACTION.fullmatch(text)
-    if decimal and (decimal[2] or decimal[3]):
-        whole = re.sub("[{},]", "", decimal[2]).lstrip("0")
-        part = (decimal[3] or "").rstrip("0")
-        if len(whole) + len(part) > 300:                             # stays a string: linear time
-            return decimal[1].strip("+") + whole + "." + part, 1
-        top, bottom = int(whole + part or 0), 10 ** len(part)
-    elif fraction and int(fraction[2]):
-        top, bottom = int(fraction[1]), int(fraction[2])
-    else:
+    """A plain decimal or fraction as a Fraction, else None."""
+    try:
+        text = re.sub(r"\\frac|[{},]", "", text.replace("}{", "/")) if PLAIN.fullmatch(text) else ""
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
         return None
-    divisor = math.gcd(top, bottom)
-    return (-top if text[0] == "-" else top) // divisor, bottom // divisor
 
 
 def cheap(prediction, gold):
@@ -139,13 +126,13 @@ def cheap(prediction, gold):
     if prediction == gold:
         return bool(gold)
     # numbers; but between 0.3333333333333333 and 1/3 a closer look decides
-    left, right = rational(prediction), rational(gold)
-    if left and right and (left == right or min(left[1], right[1]) == 1):
-        return left == right
+    a, b = rational(prediction), rational(gold)
+    if None not in (a, b) and (a == b or 1 in (a.denominator, b.denominator)):
+        return a == b
     # points with whole coordinates, as many on both sides
-    left, right = POINT.fullmatch(prediction), POINT.fullmatch(gold)
-    if left and right and left[1].count(",") == right[1].count(","):
-        return [*map(rational, left[1].split(","))] == [*map(rational, right[1].split(","))]
+    a, b = POINT.fullmatch(prediction), POINT.fullmatch(gold)
+    if a and b and a[1].count(",") == b[1].count(","):
+        return [int(value) for value in a[1].split(",")] == [int(value) for value in b[1].split(",")]
     return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
 
@@ -217,7 +204,7 @@ SYMBOLS = r"""
 = \equiv ==    < \lt    > \gt    ≤ \le \leq \leqslant <= ⩽    ≥ \ge \geq \geqslant >= ⩾    ∈ \in
 ≠ \ne \neq !=    ≈ \approx \simeq    ∪ \cup \bigcup    ∩ \cap    ∖ \setminus \backslash
 ∧ \land \wedge    ∨ \lor \vee    : \colon ∶    … \ldots \dots \cdots ...    ∞ \infty \infin
-π \pi    ∅ \emptyset \varnothing    ℝ \mathbf{R} \R \Reals    | \mid \vert \lvert \rvert \| \Vert ∣
+π \pi    ∅ \emptyset \varnothing    ℝ \mathbb{R} \mathbf{R} \R    | \mid \vert \lvert \rvert \| \Vert ∣
 ⦃ \{ \lbrace    ⦄ \} \rbrace    [ \lbrack    ] \rbrack    ( \langle ⟨    ) \rangle ⟩ \rfloor ⌋
 ) \rceil ⌉    \floor( \lfloor ⌊    \ceil( \lceil ⌈    ↵ \cr    ' \prime ^\prime ^{\prime} ′
 «°» ° ^{\circ} ^\circ ^{\degree} ^\degree \degree \textdegree ˚    «%» \% %    «$» \$    «¢» ¢
@@ -236,13 +223,6 @@ for name in "sin cos tan sec csc cot sinh cosh tanh sech csch coth".split():
     FUNCTIONS |= {name: name, "a" + name: "a" + name, "ar" + name: "a" + name, "arc" + name: "a" + name}
 COMMANDS = {*FUNCTIONS, "sqrt", "frac", "binom", "vec", "hat", "bar", "overline", "tilde"}
 TEXT = r"\\(text\w*|[mh]box|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}"
-MIXED = r"(?<![\w.^_}])(\d+)(?: ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}| (\d+) ?/ ?(\d+)(?![\d.]))"
-
-
-def mixed(match):
-    """1 1/2 is a sum; 1 3/2 is left alone."""
-    whole, top, bottom = filter(None, match.groups())
-    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
 
 
 @lru_cache(256)
@@ -261,13 +241,11 @@ def prepare(text, thousands=True):
     text = "".join(str(unicodedata.decimal(c, c)) for c in text if unicodedata.category(c) != "Cf")
     sub("[α-ωΓ-Ω]", lambda m: f"\\{unicodedata.name(m[0]).split()[-1].lower()} ")
     text = SYMBOL.sub(lambda m: SYMBOLS[m[0]], normalise(text))
-    # LaTeX: number sets, matrices and systems, fractions without braces, text
-    sub(r"\\mathbb ?\{? ?([A-Z]) ?\}?", lambda m: "ℝ" if m[1] == "R" else m[1])
+    # LaTeX: matrices and systems, fractions without braces, text
     sub(r"↵ ?\[[^\]]*\]", "↵")
     sub(r"\\begin ?\{cases\}(.*?)\\end ?\{cases\}", lambda m: m[1].strip("↵ ").replace("↵", ","))
-    sub(r"\\begin ?\{(?:[pbBV]?(small)?matrix|array)\} ?(?:\{[lcr| ]*\})?", "⟪")
+    sub(r"\\begin ?\{(?:[pbB]|small)?(?:matrix|array)\} ?(?:\{[lcr| ]*\})?", "⟪")
     sub(r"\\end ?\{(\w*matrix|array)\}", "⟫")
-    sub(r"\\(boxed|fbox)(?![a-zA-Z])", "")
     sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}")
     for _ in range(4):                                               # \text in \text, outermost first
         sub(TEXT, text_command)
@@ -278,12 +256,12 @@ def prepare(text, thousands=True):
     sub(r"(?<=\d)\{,\}(?=\d)", ",")
     if thousands:
         sub(r"(?<![\w.,~^_])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""))
-    sub(MIXED, mixed)
+    sub(r"(?<![\w.^_}])(\d+) (\d+) ?/ ?(\d+)(?![\d.])", r"\1\\frac{\2}{\3}")
+    sub(r"(?<![\w.^_}])(\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
+        lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0])
     sub(r"(?<=[\d})π»]) ?≈.*", "")
-    # words: sq. units, a.m., km/h, °C, square feet, (cm); what leads to the answer is dropped
+    # words: sq. units, °C, square feet, (cm); what leads to the answer is dropped
     sub(r"(?<=[a-z])\.(?= ?[A-Za-z^])", "")
-    sub("per cent", "percent")
-    sub(r"(?<=[\d)}]) ?\b([kc]?m|mi|ft|g|kg)/(s|h|hr|sec|min|[kc]?m)\b", r"«\1»/«\2»")
     sub("(«°») ?([CF])(?![A-Za-z])", r"\1«\2»")
     sub(r"«[^»]*»|\\[A-Za-z]+|[A-Za-z]{2,}", word)
     sub(r"«(?:square|sq)» ?(«\w+»)", r"\1^2")
@@ -291,15 +269,45 @@ def prepare(text, thousands=True):
     sub("(?:all|«all») ?«reals?» ?(?:«numbers?»)?", "ℝ")
     sub(LEADING, r"\1")
     sub(r"(?<=[\d}]) ?\(((?:«[^»]*»(?:\^\{?\d\}?)?)+)\)$", r"\1")
-    # brackets: (101)_2, <1, 2>, the bars of |x|; {x : x > 0} is x > 0
-    sub(r"\((\d+)\)_", r"\1_")
+    # 101_2 is a symbol; <1, 2> is a point; the bars of |x|; {x : x > 0} is x > 0
+    sub(r"\(?(\d+)\)?_(?:\{\(?(\d+)\)?\}|(\d))", r"\\base_{\1b\2\3}")
     sub("^<([^<>]*,[^<>]*)>$", r"(\1)")
     sub("⦃ ?[A-Za-z] ?(?:∈ ?[ℝA-Z])? ?[|:](.*)⦄", r"{\1}")
     sub(r"\|([^|]+)\|", r"\\abs(\1)")
     return squeeze(re.sub(r"\s+", " ", text)).lstrip(" \"'`").rstrip(" .,;↵\"'`")
 
 
-# ------------------------------------------------------------------------------- values within bounds
+# ------------------------------------------------------------------------------- nodes
+
+
+def symbol(name):
+    """An unknown, a «word», or one of the constants."""
+    constants = {"π": sympy.pi, "e": sympy.E, "i": sympy.I, "∞": sympy.oo}
+    return constants.get(name) or sympy.Symbol(name, real=True)
+
+
+def kind(node):
+    if isinstance(node, tuple):
+        return node[0]
+    return "matrix" if isinstance(node, sympy.MatrixBase) else "value"
+
+
+def symbols(node):
+    """The unknowns in a node."""
+    if isinstance(node, tuple):
+        return set().union(*map(symbols, node))
+    return getattr(node, "free_symbols", set()) - {LOG_BASE, REALS}
+
+
+def is_number(node):
+    return kind(node) == "value" and not node.free_symbols
+
+
+def replace(node, values):
+    """The node with symbols replaced by numbers."""
+    if isinstance(node, tuple):
+        return tuple(replace(part, values) for part in node)
+    return node.xreplace(values) if hasattr(node, "xreplace") else node
 
 
 def checked(value):
@@ -313,10 +321,8 @@ def checked(value):
 
 def power(base, exponent):
     """base^exponent within bounds; an odd root of a negative real is the real one, as at school."""
-    if kind(base) == "matrix" and exponent in (symbol("T"), symbol("top")):
-        return base.T
     if base.has(sympy.oo) or exponent.has(sympy.oo) or base == 0 and not exponent.is_positive:
-        raise Hopeless("0^0")
+        raise Hopeless("undefined")
     if is_number(base) and is_number(exponent) and base not in (-1, 0, 1):
         bits = base.p.bit_length() + base.q.bit_length() if base.is_Rational else 4
         if abs(exponent.evalf(5)) * bits > MAX_BITS:
@@ -328,57 +334,21 @@ def power(base, exponent):
 
 def call(name, args):
     """A named function of numbers or formulas."""
-    args = [replace(arg, {"«°»": sympy.pi / 180}) for arg in args]
-    if name in ("gcd", "lcm") and all(arg.is_Integer for arg in args):
-        return sympy.Integer(getattr(math, name)(*map(int, args)))
-    if name in ("gcd", "lcm", "factorial", "factorial2", "binomial"):
+    args = [replace(arg, {symbol("«°»"): sympy.pi / 180}) for arg in args]
+    if name in ("gcd", "lcm"):
+        return sympy.Integer(getattr(math, name)(*args))
+    if name in ("factorial", "factorial2", "binomial"):
         if any(is_number(arg) and not (arg.is_Integer and 0 <= arg <= 20_000) for arg in args):
             raise Hopeless("too big")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
-    return value / sympy.log(symbol(LOG_BASE)) if name == "log" else value
-
-
-LOG_BASE = "base of log"                 # 10 or e, which is settled when two sides are compared
-
-
-def symbol(name):
-    """An unknown, a «word», or one of the constants."""
-    constants = {"π": sympy.pi, "e": sympy.E, "i": sympy.I, "∞": sympy.oo}
-    return constants.get(name) or sympy.Symbol(name, real=True, positive=name == LOG_BASE or None)
-
-
-def kind(node):
-    if isinstance(node, tuple):
-        return node[0]
-    return "matrix" if isinstance(node, sympy.MatrixBase) else "value"
-
-
-def symbols(node):
-    """Names of the unknowns in a node."""
-    if isinstance(node, tuple):
-        return set().union(*map(symbols, node))
-    return {s.name for s in getattr(node, "free_symbols", ())} - {LOG_BASE, "ℝ"}
-
-
-def is_number(node):
-    return kind(node) == "value" and not node.free_symbols
-
-
-def replace(node, values):
-    """The node with symbols replaced. values: name -> number."""
-    if isinstance(node, tuple):
-        return tuple(replace(part, values) for part in node)
-    found = [s for s in getattr(node, "free_symbols", ()) if s.name in values]
-    return node.xreplace({s: values[s.name] for s in found}) if found else node
+    return value / sympy.log(LOG_BASE) if name == "log" else value   # settled when sides are compared
 
 
 # ------------------------------------------------------------------------------- tokens to nodes
 
-DEFINES = (r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?"
-           r"\((?:[A-Za-z](?:, ?[A-Za-z])*|\d+)\)=|[A-Za-z]_\{?[a-z]\}?=")
-NUMBER = (r"(?=\.?\d)(\d*)\.?(\d*)(?:~(\d+))?(?:[eE]([+-]?\d{1,4}))?"
-          r"(?:_(?:\{[ (]*(\w+)[ )]*\}|(\d+)))?")
-CLOSING = {"(": r"[)\]]", "[": r"[)\]]", "{": r"\}", "⦃": "⦄"}
+DEFINES = r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?\([A-Za-z0-9, ]+\)="
+NUMBER = r"(?=\.?\d)(\d*)\.?(\d*)(?:~(\d+))?(?:[eE]([+-]?\d{1,4}))?"
+SIGNS = r"[+\-±](?: ?[+\-])*"
 
 
 class Reader:
@@ -402,9 +372,9 @@ class Reader:
 
     def chain(self, operand, operators):
         """operand, operator, operand, ...: the operands, and the operators between them."""
-        parts, signs = [operand()], []
+        parts, signs = [operand()], ""
         while match := self.take(operators):
-            signs.append(match[0].strip())
+            signs += match[0].strip()
             parts.append(operand())
         return parts, signs
 
@@ -413,16 +383,18 @@ class Reader:
         parts, signs = self.chain(self.relation, "(?:[,;] ?)?[∧∨]|[,;]")
         if len(parts) == 1 and opening != "⦃":
             return parts[0]
-        return "list", "∨" if "∨" in "".join(signs) else "∧", *parts
+        return "list", "∨" if "∨" in signs else "∧", *parts
 
     def relation(self):
-        """a < b <= c, y = 2x + 1, x in (2, 6], 4 : 9. A leading "f(x) =", "a_n =" or "=" is dropped."""
+        """a < b <= c, y = 2x + 1, x in (2, 6], 4 : 9. A leading "f(x) =" or "=" is dropped."""
         self.take("[=≈]")
         self.take(DEFINES)
         parts, signs = self.chain(self.union, "[=<>≤≥≠≈∈:]")
-        signs = "".join(signs).replace("≈", "=")
+        signs = signs.replace("≈", "=")
         if signs == ":=:" and is_name(parts[0]):                     # V_1 : V_2 = 11 : 21
             parts, signs = parts[2:], ":"
+        if signs and not signs.strip(">≥"):                          # 2 > x is x < 2
+            parts, signs = parts[::-1], signs[::-1].replace(">", "<").replace("≥", "≤")
         # 2 + 3 = 5 is 5, and so is the end of x = 2 + 3 = 5
         while signs[-1:] == "=" and is_number(parts[-2]) and equal(parts[-2], parts[-1]):
             del parts[-2]
@@ -446,24 +418,21 @@ class Reader:
         return node
 
     def sum(self):
-        terms, signs = [], self.take(r"[+\-±](?: ?[+\-])*")
+        terms, signs = [], self.take(SIGNS)
         while signs or not terms:
             at, term = self.i, self.term()
-            if signs and "±" in signs[0]:                            # ± 1 ± i has four values
-                term = term * symbol(f"±{at}")
+            term = term * symbol(f"±{at}") if signs and "±" in signs[0] else term
             terms.append(-term if signs and signs[0].count("-") % 2 else term)
-            signs = self.take(r"[+\-±](?: ?[+\-])*")
-        return terms[0] if len(terms) == 1 else checked(reduce(operator.add, terms))
+            signs = self.take(SIGNS)
+        return terms[0] if len(terms) == 1 else checked(reduce(add, terms))
 
     def term(self):
         factors = [self.factor()]
         while (match := self.take(r"([*/]) ?(-?)")) or self.starts_factor():
             factor = self.factor()
-            if match:
-                factor = power(factor, -ONE) if match[1] == "/" else factor
-                factor = -factor if match[2] else factor
-            factors.append(factor)
-        return factors[0] if len(factors) == 1 else checked(reduce(operator.mul, factors))
+            factor = power(factor, -ONE) if match and match[1] == "/" else factor
+            factors.append(-factor if match and match[2] else factor)
+        return factors[0] if len(factors) == 1 else checked(reduce(mul, factors))
 
     def starts_factor(self):
         """Does a factor follow without an operator? 2x, 2(x), 2^{3}5, 2^3 3^2; but not 2 3 or x2."""
@@ -474,8 +443,7 @@ class Reader:
 
     def factor(self):
         """An atom and what stands behind it, ! and ^, or in front of it: a currency."""
-        currency = self.take("«[$€£¥₹]»(?= ?[^ ])")
-        node = self.atom()
+        currency, node = self.take("«[$€£¥₹]»(?= ?[^ ])"), self.atom()
         while match := self.take(r"!!?(?![=!])|\^"):
             if match[0].strip() == "^":
                 node = power(node, self.exponent())
@@ -486,96 +454,71 @@ class Reader:
     def exponent(self):
         sign, digits = self.take("[-+]"), self.take(r"\d+(?:\.\d+)?")    # 2^10 is 1024, not 2^1 0
         exponent = sympy.Rational(digits[0].strip()) if digits else self.atom()
-        if self.take(r"\^"):
-            exponent = power(exponent, self.exponent())
+        exponent = power(exponent, self.exponent()) if self.take(r"\^") else exponent
         return -exponent if sign and "-" in sign[0] else exponent
 
     def atom(self):
-        for rule in (self.number, self.bracket, self.command, self.name):
-            node = rule()
-            if node is not None:                                     # 0 is a node too
-                return node
-        return self.fail()
-
-    def number(self):
-        match = self.take(NUMBER)
-        if not match:
-            return None
-        whole, part, repeating, exponent, base, digit = match.groups("")
-        if base or digit:                                            # 101_2 is a symbol of its own
-            return symbol(f"{whole}{part}_{base}{digit}")
-        value = sympy.Rational(int(whole + part), 10 ** len(part))
-        if repeating:
-            value += sympy.Rational(int(repeating), 10 ** len(part) * (10 ** len(repeating) - 1))
-        return value * sympy.Integer(10) ** int(exponent or 0)
+        if match := self.take(NUMBER):
+            whole, part, repeating, exponent = match.groups("")
+            value = sympy.Rational(int(whole + part), 10 ** len(part))
+            if repeating:
+                value += sympy.Rational(int(repeating), 10 ** len(part) * (10 ** len(repeating) - 1))
+            return value * sympy.Integer(10) ** int(exponent or 0)
+        if match := self.take("⟪([^⟪⟫]*)⟫"):
+            rows = [row.split("&") for row in match[1].strip("↵ ").split("↵")]
+            return sympy.ImmutableDenseMatrix([[read(cell) for cell in row] for row in rows])
+        if self.take("∅|⦃ ?⦄"):
+            return "list", "∧"
+        if match := self.take(r"[({\[⦃]"):
+            opening = match[0].strip()
+            node = self.answer(opening)
+            closing = self.take({"{": r"\}", "⦃": "⦄"}.get(opening, r"[)\]]")) or self.fail()
+            if kind(node) == "list" and opening in "([" and len(node) > 2:
+                return "tuple", opening + closing[0].strip(), *node[2:]
+            return node
+        match = self.take(rf"\\({'|'.join(COMMANDS)})(?![A-Za-z])")
+        return self.command(match[1]) if match else self.name()
 
     def name(self):
-        r"""x, x_1, \alpha, π, ∅, or «words»: a text if they stand alone, else a unit."""
+        r"""x, x_1, \alpha, π, or «words»: a text if they stand alone, else a unit."""
         text = self.see("((?: ?«[^»]*»)+)(?= ?(?:[,;=∧∨:)⦄]|$))")
         if text and re.search(r"(^|[,;=∧∨:({⦃&]) ?$", self.text[:self.i]):
             self.i = text.end()
             return symbol("text " + plain(text[0]))
-        match = self.take(r"([A-Za-zπ∞ℝ…]'*)|\\([A-Za-z]+)|«([^»]*)»|∅")
-        if not match or match[3] and self.see(r"\("):
-            return None
-        if not any(match.groups()):
-            return "list", "∧"
+        match = self.take(r"([A-Za-zπ∞ℝ…]'*)|\\([A-Za-z]+)|«([^»]*)»(?! ?\()") or self.fail()
         if match[3]:
             return symbol(f"«{unit(match[3].lower())}»")
         name, sub = "".join(match.groups("")), self.take(r"_(?:\{([^{}]*)\}|\\([A-Za-z]+)|(\w))")
         return symbol(name + "_" + re.sub(r"[ \\]", "", "".join(sub.groups(""))) if sub else name)
 
-    def bracket(self):
-        if matrix := self.take("⟪([^⟪⟫]*)⟫"):
-            rows = matrix[1].strip("↵ ").split("↵")
-            return sympy.ImmutableDenseMatrix([[read(cell) for cell in row.split("&")] for row in rows])
-        match = self.take(r"⦃ ?⦄|[({\[⦃]")
-        if not match:
-            return None
-        opening = match[0].strip()
-        if "⦄" in opening:
-            return "list", "∧"
-        node = self.answer(opening)
-        closing = self.take(CLOSING[opening]) or self.fail()
-        if kind(node) == "list" and opening in "([" and len(node) > 2:
-            return "tuple", opening + closing[0].strip(), *node[2:]
-        return node
-
-    def command(self):
-        match = self.see(r"\\([A-Za-z]+)")
-        if not match or match[1] not in COMMANDS:
-            return None
-        self.i, name = match.end(), match[1]
-        if name in ("frac", "binom"):
-            top, bottom = self.argument(), self.argument()
-            return checked(top * power(bottom, -ONE)) if name == "frac" else call("binomial", [top, bottom])
+    def command(self, name):
+        if name == "frac":
+            return checked(self.argument() * power(self.argument(), -ONE))
+        if name == "binom":
+            return call("binomial", [self.argument(), self.argument()])
         if name == "sqrt":
-            index = read(index[1]) if (index := self.take(r"\[([^\[\]]*)\]")) else 2 * ONE
-            return power(self.argument(r"\d+(?:\.\d+)?"), power(index, -ONE))
+            index = self.take(r"\[([^\[\]]*)\]")
+            return power(self.argument(r"\d+(?:\.\d+)?"), ONE / (read(index[1]) if index else 2))
         if name not in FUNCTIONS:
             return symbol(f"{name} {self.argument()}")               # \vec{v}, \overline{AB}
-        # \log_2, \sin^2 and \sin^{-1}, then the argument
+        # \log_2, \sin^2 and \sin^{-1}, then the argument: sin(x), or sin 2x up to the next operator
         base = self.argument(r"\d+(?=[ ({])|\d") if name == "log" and self.take("_") else None
         exponent = self.exponent() if self.take(r"\^") else ONE
-        if exponent == -1:
-            name, exponent = "a" + name, ONE
-        argument = self.function_argument()
+        name, exponent = ("a" + name, ONE) if exponent == -1 else (name, exponent)
+        if self.see(r"[({\[⦃]"):
+            argument = self.atom()
+        else:
+            argument = -self.factor() if self.take("-") else self.factor()
+            while self.starts_factor() and not self.see(rf"\(|\\(?:{'|'.join(FUNCTIONS)})(?![a-z])"):
+                argument = argument * self.factor()
         args = argument[2:] if kind(argument) in ("tuple", "list") else [argument]
-        return power(call(name, args) if base is None else checked(sympy.log(argument, base)), exponent)
+        value = checked(sympy.log(argument, base)) if base is not None else call(name, args)
+        return power(value, exponent)
 
     def argument(self, digits=r"\d"):
         r"""What \frac and \sqrt take: a group, a token, or so many digits."""
         match = self.take(digits)
         return sympy.Rational(match[0].strip()) if match else self.atom()
-
-    def function_argument(self):
-        """sin(x), or sin 2x up to the next operator, bracket or function."""
-        if self.see(r"[({\[⦃]"):
-            return self.atom()
-        sign, value = self.take("-"), self.factor()
-        while self.starts_factor() and not self.see(rf"\(|\\(?:{'|'.join(FUNCTIONS)})(?![a-z])"):
-            value = value * self.factor()
-        return -value if sign else value
 
 
 def read(text):
@@ -604,17 +547,15 @@ def equal(a, b):
     """Are two expressions the same number, or the same function of their symbols?"""
     if a == b or kind(a) != "value" or kind(b) != "value" or sympy.oo in (abs(a), abs(b)):
         return a == b
-    gap = a - b
-    if symbol(LOG_BASE) in gap.free_symbols:                         # 10 or e, but the same for both
-        return any(vanishes(replace(gap, {LOG_BASE: base})) for base in (10 * ONE, sympy.E))
-    return vanishes(gap) or double_precision(a, b) or double_precision(b, a)
+    if (a - b).has(LOG_BASE):                                        # 10 or e, but the same for both
+        return any(vanishes(replace(a - b, {LOG_BASE: base})) for base in (10 * ONE, sympy.E))
+    return vanishes(a - b) or double_precision(a, b) or double_precision(b, a)
 
 
 def double_precision(a, b):
     """0.3333333333333333 for 1/3: 15 digits or more, right to the last, for what no decimal can be."""
-    if not (a.is_Rational and b.is_Rational and abs(a.p) > 10**14 and b.q < 10**6):
-        return False
-    return abs(a - b) * a.q < 1 and pow(10, 40, a.q) == 0 != pow(10, 40, b.q)
+    close = a.is_Rational and b.is_Rational and abs(a - b) * a.q < 1 and b.q < 10**6
+    return close and abs(a.p) > 10**14 and pow(10, 40, a.q) == 0 != pow(10, 40, b.q)
 
 
 def is_zero(number, digits=150):
@@ -631,7 +572,7 @@ def is_zero(number, digits=150):
 
 def vanishes(gap):
     """Is it zero wherever it is defined? Asked at six random points; a number needs none."""
-    names = sorted(symbols(gap))
+    names = sorted(symbols(gap), key=str)
     if not names:
         return is_zero(gap)
     # under a root or a logarithm school and sympy disagree about negative numbers: not asked there
@@ -640,13 +581,10 @@ def vanishes(gap):
     integers = gap.has(sympy.factorial, sympy.factorial2, sympy.binomial)
     rng, agreed = Random(7), 0
     for trial in range(24):                                          # small, medium, negative, large
-        size, point = (1, 9, 9, 400)[trial % 4], {}
-        for name in names:
-            point[name] = sympy.Rational(rng.randint(1, 907 * size), 907)
-            if integers:
-                point[name] = sympy.Integer(rng.randint(1, 40))
-            elif trial % 4 == 2 and (name == names[0] or rng.random() < 0.5):
-                point[name] *= -1
+        size, step = ((40, 1) if integers else (907 * (1, 9, -9, 400)[trial % 4], 907))
+        point = {name: rng.randint(1, abs(size)) * ONE / step for name in names}
+        if size < 0:
+            point = {name: -value if rng.random() < 0.7 else value for name, value in point.items()}
         value = replace(gap, point)
         negative = any(part.free_symbols and replace(part, point).is_negative for part in inner)
         if negative or value.has(sympy.nan, sympy.zoo):
@@ -662,18 +600,18 @@ def vanishes(gap):
 
 # ------------------------------------------------------------------------------- equal answers
 
-FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
-
 
 def is_name(node):
     r"""x, x_1, AB, |AB|, AB/CD, \angle ABC: may stand before "= 5" and is no part of the answer."""
-    if kind(node) != "value":
-        return False
     node = node.args[0] if isinstance(node, sympy.Abs) else node
-    names = [part.base if part.is_Pow and part.exp == -1 else part for part in sympy.Mul.make_args(node)]
-    if not all(name.is_Symbol and name != REALS and name.name[0] not in "«±" for name in names):
+    if kind(node) != "value" or not node.free_symbols or node.has(REALS):
         return False
-    return len(names) == 1 or "angle" in symbols(node) or all(name.name[0].isupper() for name in names)
+    factors = [1 / part if part.is_Pow else part for part in sympy.Mul.make_args(node)]
+    words = any(part.name[0] in "«±" for part in node.free_symbols)
+    if words or not all(part.is_Symbol for part in factors):
+        return False
+    capitals = all(part.name[0].isupper() for part in factors)
+    return len(factors) == 1 or capitals or symbol("angle") in factors
 
 
 def assigned(node):
@@ -687,36 +625,30 @@ def assigned(node):
 
 
 def items(node):
-    """What an answer lists: ± expanded, x = 5 opened to 5, two solutions for one unknown to two values."""
-    signs = sorted(name for name in symbols(node) if name[0] == "±")
+    """The names and the values that an answer lists: {x}, [1, 2] of x = 1, 2; ± has two values."""
+    signs = [name for name in symbols(node) if name.name[0] == "±"]
     if kind(node) == "list":
-        found = sum((items(part) if signs else [part] for part in node[2:]), [])
+        found = sum((items(part)[1] if signs else [part] for part in node[2:]), [])
     else:
         choices = product((ONE, -ONE), repeat=len(signs[:5]))
         found = [replace(node, dict(zip(signs, values))) for values in choices]
     pairs = [assigned(item) for item in found]
+    stems = {str(pair[0]).split("_")[0] for pair in pairs if pair}
+    names = {str(name).split("_")[0] for pair in pairs if pair for name in symbols(pair[0])}
     if len(found) == 1 and pairs[0]:
-        return items(pairs[0][1])
-    if len({str(pair[0]) for pair in pairs if pair}) != 1:           # x = 1, y = 2 stay equations
-        return found
-    return [pair[1] if pair else item for pair, item in zip(pairs, found)]
+        return names, items(pairs[0][1])[1]
+    if len(stems) > 1 and None not in pairs:                         # x = 1, y = 2 is the point (1, 2)
+        return names, [("tuple", "()", *(value for _, value in sorted(pairs, key=str)))]
+    return names, [pair[1] if pair and len(stems) == 1 else x for pair, x in zip(pairs, found)]
 
 
 def same(a, b):
     """The verdict on two nodes."""
     if kind(a) == kind(b) == "rel" and same_relation(a, b):
         return True
-    if assigned(a) and assigned(b) and assigned(a)[0] != assigned(b)[0]:
-        return False                                                 # both x = 5 and y = 5 are 5
-    left, right = items(a), items(b)
-    for one, other in ((left, right), (right, left)):
-        pairs = sorted(filter(None, map(assigned, one)), key=str)
-        if len(one) > 1 and len(pairs) == len(one) and not any(map(assigned, other)):
-            values = [value for _, value in pairs]
-            if len(other) == 1 and kind(other[0]) == "tuple":        # x = 1, y = 2 is the point (1, 2)
-                return same_in_order(other[0][2:], values)
-            if len({str(name).split("_")[0] for name, _ in pairs}) == 1:
-                return unordered(values, other)                      # x_1 = 1, x_2 = 2: the roots 1, 2
+    (names, left), (other_names, right) = items(a), items(b)
+    if names and other_names and names != other_names:               # both x = 5 and y = 5 are 5
+        return False
     return unordered(left, right) or same_region(a, b)
 
 
@@ -731,7 +663,7 @@ def unordered(left, right):
     return not rest
 
 
-def same_in_order(left, right):
+def in_order(left, right):
     return len(left) == len(right) and all(map(same, left, right))
 
 
@@ -741,22 +673,18 @@ def same_item(a, b):
             return len(ratio) == 3 and equal(1 / ratio[2], value)
     if kind(a) != kind(b):
         return False
-    if kind(a) == "value":
-        return same_value(a, b)
     if kind(a) == "matrix":
         return a.shape == b.shape and all(map(equal, a, b))
-    if kind(a) == "rel":
-        return same_relation(a, b)
-    if kind(a) == "list":
-        return same(a, b)
-    return a[:2] == b[:2] and same_in_order(a[2:], b[2:])            # of a ratio, the first part is 1
+    if kind(a) in ("tuple", "ratio", "set"):
+        return a[:2] == b[:2] and in_order(a[2:], b[2:])             # of a ratio, the first part is 1
+    return {"value": same_value, "rel": same_relation, "list": same}[kind(a)](a, b)
 
 
 def same_value(a, b):
     """Numbers or formulas with their units, of which one may be missing, but both may not differ."""
     sides = []
     for value in (a, b):
-        words = [s for s in value.free_symbols if s.name[0] == "«"]
+        words = [name for name in value.free_symbols if name.name[0] == "«"]
         sides.append(value.as_independent(*words, as_Add=False) if words else (value, ONE))
     (a, unit_a), (b, unit_b) = sides
     if unit_a != unit_b and 1 not in (unit_a, unit_b):
@@ -768,22 +696,22 @@ def same_value(a, b):
 
 
 def same_relation(a, b):
-    """Part by part, or one is a constant times the other (where it is negative, the sign turns)."""
-    turned = ("rel", "".join(FLIP.get(sign, sign) for sign in reversed(a[1])), *a[:1:-1])
-    if any(side[1] == b[1] and same_in_order(side[2:], b[2:]) for side in (a, turned)):
+    """Part by part, or one is a constant times the other (a positive one, of an inequality)."""
+    if a[1] != b[1] or symbols(a) != symbols(b):
+        return False
+    if in_order(a[2:], b[2:]) or a[1] in "=≠" and in_order(a[2:], b[:1:-1]):
         return True
-    values = all(kind(part) == "value" for part in a[2:] + b[2:])
-    if len(a) > 4 or len(b) > 4 or not values or symbols(a) != symbols(b):
+    if len(a) > 4 or not all(kind(part) == "value" for part in a[2:] + b[2:]):
         return False
     f, g = a[2] - a[3], b[2] - b[3]
-    if a[1] == b[1] == "=":                                          # y = 1/x is xy = 1
+    if a[1] == "=":                                                  # y = 1/x is xy = 1
         f, g = (sympy.fraction(sympy.together(side))[0] for side in (f, g))
-    point = {name: (13 + 7 * k) * ONE / (17 + k) for k, name in enumerate(sorted(symbols(f)))}
+    names = sorted(symbols(f), key=str)
+    point = {name: (13 + 7 * k) * ONE / (17 + k) for k, name in enumerate(names)}
     f0, g0 = replace(f, point), replace(g, point)
     if is_zero(f0) or is_zero(g0) or not vanishes(f * g0 - g * f0):
         return False
-    sign = (f0 * g0).evalf(2)
-    return sign.is_real and (a[1] if sign > 0 else FLIP.get(a[1], a[1])) == b[1]
+    return a[1] in "=≠" or bool(f0 / g0 > 0)
 
 
 def same_region(a, b):
@@ -796,25 +724,23 @@ def same_region(a, b):
 
 def region(node):
     """The node as a sympy set. A degenerate one (3 < x < 2, x^2 >= 0) is Hopeless: it fits too much."""
-    result = sympy.S.EmptySet
-    if node == REALS:
-        return sympy.S.Reals
+    result = sympy.S.Reals if node == REALS else sympy.S.EmptySet
     if kind(node) == "tuple" and len(node) == 4:
         result = sympy.Interval(node[2], node[3], node[1][0] == "(", node[1][1] == ")")
     elif kind(node) == "set":
-        parts = [sympy.FiniteSet(*part[2:]) if kind(part) == "list" else region(part) for part in node[2:]]
+        parts = [sympy.FiniteSet(*p[2:]) if kind(p) == "list" else region(p) for p in node[2:]]
         result = {"∪": sympy.Union, "∩": sympy.Intersection, "∖": sympy.Complement}[node[1]](*parts)
     elif kind(node) == "list" and {kind(part) for part in node[2:]} == {"rel"}:
-        parts = map(region, node[2:])
-        result = sympy.Intersection(*parts) if node[1] == "∧" else sympy.Union(*parts)
+        operation = sympy.Intersection if node[1] == "∧" else sympy.Union
+        result = operation(*map(region, node[2:]))
     elif kind(node) == "rel":
-        compare = {"<": sympy.Lt, "≤": sympy.Le, ">": sympy.Gt, "≥": sympy.Ge, "≠": sympy.Ne}
+        compare = {"<": sympy.Lt, "≤": sympy.Le, "≠": sympy.Ne}
         pairs = zip(node[1], node[2:], node[3:])
-        result = sympy.Intersection(*(compare[sign](low, high).as_set() for sign, low, high in pairs))
+        result = sympy.Intersection(*(compare[sign](*pair).as_set() for sign, *pair in pairs))
     if result == sympy.S.EmptySet or result == sympy.S.Reals and kind(node) == "rel":
         raise Hopeless("degenerate")
     # equal borders become equal objects: irrational ones are rounded to 20 digits
-    return result.replace(lambda x: isinstance(x, sympy.Expr) and x.is_number and x.is_finite and not x.is_Rational,
+    return result.replace(lambda x: isinstance(x, sympy.Expr) and x.is_finite and not x.is_Rational,
                           lambda x: sympy.Rational(str(x.evalf(20))))
 
 
@@ -822,7 +748,7 @@ def region(node):
 
 
 def choice(text):
-    """The letter of a multiple-choice answer, bracketed, dotted or before what it stands for; else None."""
+    """The letter of a multiple-choice answer: bracketed, dotted or before what it stands for."""
     text = re.sub(r"[\\{}$*]|text\w*|mathrm|mathbf", " ", SPACING.sub(" ", text)).strip()
     match = (re.fullmatch(r"(?i)(?:(?:option|choice|answer):? )?[(\[]? ?([A-J]) ?[)\]]?[.:]?", text)
              or re.match(r"\( ?([A-J]) ?\)|([A-J])[).:] ", text))
@@ -838,8 +764,9 @@ def compare(prediction, gold):
         return bool(left)
     if choice(gold) and choice(prediction) and min(len(plain(right)), len(plain(left))) == 1:
         return choice(gold) == choice(prediction)
-    if not re.search(r"[\d+=<>*/^_|{}\\]", left + right) and plain(left) == plain(right) and "«" in left + right:
-        return True                                                  # words, and nothing but words
+    words = "«" in left + right and not re.search(r"[\d+=<>*/^_|{}\\]", left + right)
+    if words and plain(left) == plain(right):
+        return True
     for a, b in product(readings(prediction), readings(gold)):
         try:
             if same(a, b):
@@ -856,10 +783,11 @@ def work():
     """A worker: a process that has sympy, and lets a forked child do the reading, so that a kill costs
     milliseconds. The child takes a JSON line [prediction, gold] and gives a byte, until the pipe closes."""
     load_sympy()
+    compare("x^2<4", "(-2,2)")                                       # imports what sympy imports late
     try:                                                             # macOS refuses, a lower limit stays
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        soft = min(limit for limit in (MEMORY, soft, hard) if limit != resource.RLIM_INFINITY)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        limits = [MEMORY, *resource.getrlimit(resource.RLIMIT_AS)]
+        soft = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, limits[2]))
     except (OSError, ValueError):
         pass
     signal.signal(signal.SIGALRM, signal.SIG_DFL)                    # kills even inside a long C call
@@ -884,7 +812,7 @@ class Worker:
 
     def __init__(self):
         path = globals().get("__file__")                             # a notebook has none: a fork instead
-        command = [sys.executable, os.path.abspath(path), "--worker"] if path else [sys.executable, "-c", ""]
+        command = [sys.executable, *([os.path.abspath(path), "--worker"] if path else ["-c", ""])]
         self.process = subprocess.Popen(
             command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=None if path else work)   # Ctrl-C is for the parent
@@ -892,18 +820,17 @@ class Worker:
 
     def read(self, seconds):
         """The next byte, b"" if none comes in time or the worker is dead."""
-        poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN)
-        return os.read(self.process.stdout.fileno(), 1) if poll.poll(1000 * seconds) else b""
+        pipe = self.process.stdout
+        return os.read(pipe.fileno(), 1) if wait([pipe], seconds) else b""
 
     def ask(self, case):
         """b"1" or b"0", or b"" if the worker is dead, or deaf beyond the limit."""
         self.ready = self.ready or self.read(60) == b"r"
         while self.ready and self.read(0):                           # left by a child that was killed
             pass
-        line = json.dumps(case, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         try:
-            self.process.stdin.write(line)
+            line = json.dumps(case, ensure_ascii=False) + "\n"
+            self.process.stdin.write(line.encode("utf-8", "surrogatepass"))
         except OSError:
             return b""
         return self.read(LIMIT + 0.4) if self.ready else b""
@@ -928,7 +855,7 @@ def verdict(case):
 
 
 def judge(cases):
-    """Verdicts (bool) on (prediction, gold) pairs, in order, from a worker a core. Any thread may call it."""
+    """Verdicts (bool) on (prediction, gold) pairs, in order, from a worker a core."""
     different = list(dict.fromkeys(cases))
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as threads:
         verdicts = dict(zip(different, threads.map(verdict, different)))
@@ -943,25 +870,23 @@ def is_equiv(prediction, gold):
     if prediction is None or gold is None:
         return False
     case = str(prediction), str(gold)
-    certain = cheap(*case)
-    return judge([case])[0] if certain is None else certain
+    known = cheap(*case)
+    return judge([case])[0] if known is None else known
 
 
 def rewards(responses, answers):
-    """reward() of many pairs, list[float] in their order; the ones that need reading are read in parallel."""
+    """reward() of many pairs, list[float] in their order, read in parallel where that is needed."""
     if len(responses) != len(answers):
         raise ValueError(f"{len(responses)} responses, but {len(answers)} answers")
     golds = ["" if answer is None else extract_answer(answer) or str(answer) for answer in answers]
     cases = [(extract_answer(response) or "", gold) for response, gold in zip(responses, golds)]
-    verdicts = [cheap(*case) if all(case) else False for case in cases]
-    unclear = [k for k, known in enumerate(verdicts) if known is None]
-    for k, known in zip(unclear, judge([cases[k] for k in unclear])):
-        verdicts[k] = known
-    return [float(known) for known in verdicts]
+    known = [cheap(*case) if all(case) else False for case in cases]
+    read = iter(judge([case for case, verdict in zip(cases, known) if verdict is None]))
+    return [float(next(read) if verdict is None else verdict) for verdict in known]
 
 
 def reward(response, answer):
-    r"""1.0 if the last \boxed{} of the response means the same as the answer, else 0.0; never raises."""
+    r"""1.0 if the last \boxed{} of the response means the same as the answer, else 0.0."""
     return rewards([response], [answer])[0]
 
 
@@ -973,8 +898,8 @@ def main():
         sys.exit(2)
     load_sympy()
     response, answer = sys.argv[1:]
-    for name, text in (("response", extract_answer(response)), ("answer", extract_answer(answer) or answer)):
-        print(f"{name}: {text!r:.300}")
+    for side, text in (("response", extract_answer(response)), ("answer", extract_answer(answer) or answer)):
+        print(f"{side}: {text!r:.300}")
         for node in readings(text)[:1] if text and len(text) <= MAX_CHARS else []:
             print(f"    read as {node}"[:500])
     print("reward:", reward(response, answer))
