@@ -39,7 +39,7 @@ from multiprocessing.connection import wait
 from operator import add, mul
 from random import Random
 
-LIMIT = 1.5             # seconds a case may take in its worker
+LIMIT = 1.5             # seconds of processor time a case may take in its worker
 MEMORY = 1 << 30        # bytes of address space a worker may take
 MAX_CHARS = 5_000       # longer texts are compared as strings and plain numbers only
 MAX_BITS = 400_000      # of an exact number: 20,000! fits, 8^8^8 does not
@@ -67,7 +67,7 @@ IGNORED = re.compile(
 PLAIN = re.compile(
     r"[+-]?(?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]{1,300})?(?:\.[0-9]{0,300})?"
     r"|[+-]?(?:[0-9]{1,300}/|\\frac\{[0-9]{1,300}\}\{)[0-9]{1,300}\}?")
-POINT = re.compile(r"\(([-+]?[0-9]+(?:,[-+]?[0-9]+)+)\)")
+POINT = re.compile(r"\((?:(?:0|-?[1-9][0-9]*)(?:,(?!\))|(?=\)))){2,}\)")
 
 
 def extract_answer(text):
@@ -130,9 +130,8 @@ def cheap(prediction, gold):
     if None not in (a, b) and (a == b or 1 in (a.denominator, b.denominator)):
         return a == b
     # points with whole coordinates, as many on both sides
-    a, b = POINT.fullmatch(prediction), POINT.fullmatch(gold)
-    if a and b and a[1].count(",") == b[1].count(","):
-        return [int(value) for value in a[1].split(",")] == [int(value) for value in b[1].split(",")]
+    if POINT.fullmatch(prediction) and POINT.fullmatch(gold) and prediction.count(",") == gold.count(","):
+        return False
     return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
 
@@ -221,7 +220,7 @@ FUNCTIONS = dict(zip("ln exp log gcd lcm floor max min abs ceil".split(),
                      "log exp log gcd lcm floor Max Min Abs ceiling".split()))
 for name in "sin cos tan sec csc cot sinh cosh tanh sech csch coth".split():
     FUNCTIONS |= {name: name, "a" + name: "a" + name, "ar" + name: "a" + name, "arc" + name: "a" + name}
-COMMANDS = {*FUNCTIONS, "sqrt", "frac", "binom", "vec", "hat", "bar", "overline", "tilde"}
+COMMANDS = {*FUNCTIONS, "sqrt", "frac", "binom"}
 TEXT = r"\\(text\w*|[mh]box|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}"
 
 
@@ -413,8 +412,7 @@ class Reader:
         parts, signs = self.chain(self.sum, "[∪∩∖]")
         node = parts[0]
         for sign, part in zip(signs, parts[1:]):
-            lists = sign == "∪" and kind(node) == kind(part) == "list"
-            node = (*node, *part[2:]) if lists else ("set", sign, node, part)
+            node = ("set", sign, node, part)
         return node
 
     def sum(self):
@@ -499,8 +497,6 @@ class Reader:
         if name == "sqrt":
             index = self.take(r"\[([^\[\]]*)\]")
             return power(self.argument(r"\d+(?:\.\d+)?"), ONE / (read(index[1]) if index else 2))
-        if name not in FUNCTIONS:
-            return symbol(f"{name} {self.argument()}")               # \vec{v}, \overline{AB}
         # \log_2, \sin^2 and \sin^{-1}, then the argument: sin(x), or sin 2x up to the next operator
         base = self.argument(r"\d+(?=[ ({])|\d") if name == "log" and self.take("_") else None
         exponent = self.exponent() if self.take(r"\^") else ONE
@@ -611,7 +607,7 @@ def is_name(node):
     if words or not all(part.is_Symbol for part in factors):
         return False
     capitals = all(part.name[0].isupper() for part in factors)
-    return len(factors) == 1 or capitals or symbol("angle") in factors
+    return len(factors) == 1 or capitals or not {symbol("angle"), symbol("overline")}.isdisjoint(factors)
 
 
 def assigned(node):
@@ -790,7 +786,7 @@ def work():
         resource.setrlimit(resource.RLIMIT_AS, (soft, limits[2]))
     except (OSError, ValueError):
         pass
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)                    # kills even inside a long C call
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)                    # kills even inside a long C call
     sys.set_int_max_str_digits(0)                                    # MAX_CHARS bounds them
     os.write(1, b"r")
     while os.fork():
@@ -798,60 +794,67 @@ def work():
             os._exit(0)
         os.write(1, b"0")                                            # killed for its time or memory
     while line := sys.stdin.buffer.readline():
-        signal.setitimer(signal.ITIMER_REAL, LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         verdict = compare(*json.loads(line))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         os.write(1, b"1" if verdict else b"0")
     os._exit(0)
 
 
-class Worker:
-    """`python reward.py --worker`: a fresh interpreter, which minds neither threads nor CUDA here."""
+IDLE = {}                                # process -> its idle workers: a fork must not use its parent's
 
-    idle = {}                            # process -> its idle workers; a fork must not use its parent's
 
-    def __init__(self):
-        path = globals().get("__file__")                             # a notebook has none: a fork instead
-        command = [sys.executable, *([os.path.abspath(path), "--worker"] if path else ["-c", ""])]
-        self.process = subprocess.Popen(
-            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=None if path else work)   # Ctrl-C is for the parent
-        self.ready = False
+def start():
+    """`python reward.py --worker`: a fresh interpreter minds neither threads nor CUDA in this one.
+    A notebook has no file to start: there the worker is a fork."""
+    path = globals().get("__file__")
+    command = [os.path.abspath(path), "--worker"] if path else ["-c", ""]
+    for _ in range(3):                                               # killed from outside? once more
+        worker = subprocess.Popen(
+            [sys.executable, *command], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=None if path else work)
+        if receive(worker, 60) == b"r":
+            return worker
+        stop(worker)
+    raise RuntimeError(f"no worker starts: try {sys.executable} {' '.join(command)}")
 
-    def read(self, seconds):
-        """The next byte, b"" if none comes in time or the worker is dead."""
-        pipe = self.process.stdout
-        return os.read(pipe.fileno(), 1) if wait([pipe], seconds) else b""
 
-    def ask(self, case):
-        """b"1" or b"0", or b"" if the worker is dead, or deaf beyond the limit."""
-        self.ready = self.ready or self.read(60) == b"r"
-        while self.ready and self.read(0):                           # left by a child that was killed
-            pass
-        try:
-            line = json.dumps(case, ensure_ascii=False) + "\n"
-            self.process.stdin.write(line.encode("utf-8", "surrogatepass"))
-        except OSError:
-            return b""
-        return self.read(LIMIT + 0.4) if self.ready else b""
+def stop(worker):
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)                        # it leads a session of its own
+    except ProcessLookupError:
+        pass
+    worker.wait()
+
+
+def receive(worker, seconds):
+    """The next byte; b"" if the worker is dead, None if nothing comes in time."""
+    return os.read(worker.stdout.fileno(), 1) if wait([worker.stdout], seconds) else None
 
 
 def verdict(case):
-    """One verdict from an idle worker or a new one; a worker that was killed from outside is replaced."""
-    idle = Worker.idle.setdefault(os.getpid(), [])
+    """One verdict from an idle worker or a new one; if it is killed from outside, another is asked."""
+    line = (json.dumps(case, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    idle = IDLE.setdefault(os.getpid(), [])
     for _ in range(3):
         try:
             worker = idle.pop()
         except IndexError:
-            worker = Worker()
-        if answer := worker.ask(case):
+            worker = start()
+        try:
+            while receive(worker, 0):                                # left by a child that was killed
+                pass
+            worker.stdin.write(line)
+            answer = receive(worker, 5 * LIMIT)                      # for one that was stopped
+        except OSError:
+            answer = b""
+        if answer:
             idle.append(worker)
             return answer == b"1"
-        os.killpg(worker.process.pid, signal.SIGKILL)
-        worker.process.wait()
-    if worker.ready:
-        return False
-    raise RuntimeError(f"no worker starts: try {sys.executable} {globals().get('__file__')} --worker")
+        stop(worker)
+        if answer is None:
+            break
+    return False
 
 
 def judge(cases):
