@@ -11,12 +11,12 @@ false negative starves learning, a hang stops the run, an `eval` hands the machi
    case that needs more is killed and earns 0. Equal strings and plain numbers take microseconds.
 
 Glossary: `prediction` what stands in the box; `gold` the answer key; `node` what was read: a sympy
-expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ratio or set.
-`Hopeless`: unreadable, undefined or out of bounds. Such a text equals nothing but itself.
-Where mathematics leaves a choice: 0.33 is not 1/3; a unit may be missing but not differ; n% is n or
-n/100; log has base 10 or e; an odd root of a negative number is real; unknowns are real; (1, 2) is a
-point or an interval; y = 2x may be given as 2x. Words are units: 5 cm is 5 times the symbol «cm»;
-a word that is neither a known unit nor a noun in the plural refuses the answer.
+expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ratio or set;
+`Hopeless`: unreadable, undefined or out of bounds: equal to nothing but the same string.
+Where mathematics leaves a choice: 0.33 is not 1/3; n% is n or n/100; log has base 10 or e; an odd root
+of a negative number is real; unknowns are real; (1, 2) is a point or an interval; y = 2x may be given
+as 2x. 5 cm is 5 times the symbol «cm»; a unit may be missing but not differ; a word that is neither a
+known unit nor a noun in the plural refuses the answer.
 Left out: numbers in words, conversion of units, determinants, integrals, limits, sums. POSIX only.
 
     python reward.py 'so \boxed{\frac{1}{2}}' 0.5    # what was read on both sides, and the verdict
@@ -33,10 +33,9 @@ import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import product
 from multiprocessing.connection import wait
-from operator import add, mul
 from random import Random
 
 LIMIT = 1.5             # seconds of processor time a case may take in its worker
@@ -56,11 +55,12 @@ def load_sympy():
     ONE, REALS, LOG_BASE = sympy.Integer(1), symbol("ℝ"), symbol("base of log")
 
 
-# ------------------------------------------------------------------------------- the cheap path
+# ---------------------------------------------------------------------------- the cheap path
 
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s{}$]*)|\\.|[{}]", re.DOTALL)
 SPACING = re.compile(
     r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
+SQUEEZE = re.compile(r"(?<![0-9A-Za-z.,]) +| +(?![0-9A-Za-z.,\\])")      # 1 1/2 is not 11/2
 IGNORED = re.compile(
     r"(?<!\\)\\(?:(?:left|right) ?\.|(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle"
     r"|limits|therefore|bf|it|rm|boxed|fbox)(?![A-Za-z])|[\[\]()!])|(?<!\\)\$")
@@ -95,19 +95,12 @@ def extract_answer(text):
     content = text[last[1]:last[2]].strip()
     return (content.rstrip(".,;") if last[2] == last[3] else content) or None
 
-
 def normalise(text):
     r"""The text without what never carries meaning: $, \left, spacing, \dfrac, a final full stop."""
     text = re.sub(r",\\! *", ",", text)                              # 32,\! 349
     text = SPACING.sub(" ", IGNORED.sub("", text)).strip(" *")
     text = re.sub(r"(?<!\.)\.$", "", text).strip()
-    return squeeze(re.sub(r"\\([dtcs]|nice)frac(?![a-zA-Z])", r"\\frac", text))
-
-
-def squeeze(text):
-    """Without spaces, save between letters, digits and commands: 1 1/2 is not 11/2."""
-    return re.sub(r"(?<![0-9A-Za-z.,]) +| +(?![0-9A-Za-z.,\\])", "", text)
-
+    return SQUEEZE.sub("", re.sub(r"\\([dtcs]|nice)frac(?![a-zA-Z])", r"\\frac", text))
 
 def rational(text):
     """A plain decimal or fraction as a Fraction, else None."""
@@ -116,7 +109,6 @@ def rational(text):
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
         return None
-
 
 def cheap(prediction, gold):
     """True or False where that is certain without reading on, else None."""
@@ -130,12 +122,12 @@ def cheap(prediction, gold):
     if None not in (a, b) and (a == b or 1 in (a.denominator, b.denominator)):
         return a == b
     # points with whole coordinates, as many on both sides
-    if POINT.fullmatch(prediction) and POINT.fullmatch(gold) and prediction.count(",") == gold.count(","):
-        return False
+    if POINT.fullmatch(prediction) and POINT.fullmatch(gold):
+        if prediction.count(",") == gold.count(","):
+            return False
     return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
-
-# ------------------------------------------------------------------------------- words
+# ---------------------------------------------------------------------------- words
 
 WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "«%»",
          "pct": "«%»", "degree": "«°»", "degrees": "«°»", "deg": "«°»", "thousand": "*10^3",
@@ -159,7 +151,6 @@ total|area|volume|perimeter|length|width|height|radius|distance|speed|time|proba
 cost|price|so|we|get|therefore|thus|hence)»)+\ ?[:=]?(?=\ ?[\w({\\«⦃⟪+-])""", re.VERBOSE | re.I)
 SHORT_WORDS = set("sq cu no is of to at by in if it we as an am pm be so up on".split())
 
-
 def word(match):
     """A run of letters: a function, a unit or another word, or a product of variables (xy, abc)."""
     text, low = match[0], match[0].lower()
@@ -172,13 +163,11 @@ def word(match):
     short = len(text) == 2 or len(text) < 5 and not re.search("[eiou]|(?!^)a", low)
     return text if short and not known else f"«{text}»"
 
-
 def text_command(match):
     r"""\text{...}: words become «words»; a single letter does too (5\text{ m}), save e and i."""
     if re.match("math(?!rm)|bold|bm|pmb", match[1]):
         return f" {match[2]} " if len(match[2]) > 1 else match[2]
     return " " + re.sub(r"(?<![A-Za-z\\])([A-DF-Za-df-hj-z])(?![A-Za-z])", r"«\1»", match[2]) + " "
-
 
 def unit(name):
     """The canonical name of a unit or of things that are counted; any other word is Hopeless."""
@@ -187,14 +176,12 @@ def unit(name):
         raise Hopeless(name)
     return UNITS.get(name, name)
 
-
 def plain(text):
     """A text answer without case, punctuation and markup."""
     text = re.sub(r"\\[a-z]+|[«»{}]", " ", text).lower()
     return " ".join(re.sub(r"[^\w%$€£]+", " ", text).split())
 
-
-# ------------------------------------------------------------------------------- text to tokens
+# ---------------------------------------------------------------------------- text to tokens
 # What `prepare` leaves: digits, letters, \commands, { } as TeX groups, one character for every
 # operator, «words», ⦃ ⦄ for set braces, ⟪ ⟫ around a matrix with ↵ between rows, 0.1~6 for 0.1666...
 
@@ -219,10 +206,9 @@ LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789"))
 FUNCTIONS = dict(zip("ln exp log gcd lcm floor max min abs ceil".split(),
                      "log exp log gcd lcm floor Max Min Abs ceiling".split()))
 for name in "sin cos tan sec csc cot sinh cosh tanh sech csch coth".split():
-    FUNCTIONS |= {name: name, "a" + name: "a" + name, "ar" + name: "a" + name, "arc" + name: "a" + name}
+    FUNCTIONS |= {name: name} | {arc + name: "a" + name for arc in ("a", "ar", "arc")}
 COMMANDS = {*FUNCTIONS, "sqrt", "frac", "binom"}
 TEXT = r"\\(text\w*|[mh]box|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^{}]|\{[^{}]*\})*)\}"
-
 
 @lru_cache(256)
 def prepare(text, thousands=True):
@@ -273,23 +259,19 @@ def prepare(text, thousands=True):
     sub("^<([^<>]*,[^<>]*)>$", r"(\1)")
     sub("⦃ ?[A-Za-z] ?(?:∈ ?[ℝA-Z])? ?[|:](.*)⦄", r"{\1}")
     sub(r"\|([^|]+)\|", r"\\abs(\1)")
-    return squeeze(re.sub(r"\s+", " ", text)).lstrip(" \"'`").rstrip(" .,;↵\"'`")
+    return SQUEEZE.sub("", re.sub(r"\s+", " ", text)).lstrip(" \"'`").rstrip(" .,;↵\"'`")
 
-
-# ------------------------------------------------------------------------------- nodes
-
+# ---------------------------------------------------------------------------- nodes
 
 def symbol(name):
     """An unknown, a «word», or one of the constants."""
     constants = {"π": sympy.pi, "e": sympy.E, "i": sympy.I, "∞": sympy.oo}
     return constants.get(name) or sympy.Symbol(name, real=True)
 
-
 def kind(node):
     if isinstance(node, tuple):
         return node[0]
     return "matrix" if isinstance(node, sympy.MatrixBase) else "value"
-
 
 def symbols(node):
     """The unknowns in a node."""
@@ -297,17 +279,14 @@ def symbols(node):
         return set().union(*map(symbols, node))
     return getattr(node, "free_symbols", set()) - {LOG_BASE, REALS}
 
-
 def is_number(node):
     return kind(node) == "value" and not node.free_symbols
-
 
 def replace(node, values):
     """The node with symbols replaced by numbers."""
     if isinstance(node, tuple):
         return tuple(replace(part, values) for part in node)
     return node.xreplace(values) if hasattr(node, "xreplace") else node
-
 
 def checked(value):
     """The number, formula or matrix, if it is defined and not too big."""
@@ -316,7 +295,6 @@ def checked(value):
     if value.is_Rational and value.p.bit_length() + value.q.bit_length() > MAX_BITS:
         raise Hopeless("too big")
     return value
-
 
 def power(base, exponent):
     """base^exponent within bounds; an odd root of a negative real is the real one, as at school."""
@@ -330,25 +308,22 @@ def power(base, exponent):
             return checked((-ONE) ** exponent.p * power(-base, exponent))
     return checked(base ** exponent)
 
-
 def call(name, args):
     """A named function of numbers or formulas."""
     args = [replace(arg, {symbol("«°»"): sympy.pi / 180}) for arg in args]
     if name in ("gcd", "lcm"):
         return sympy.Integer(getattr(math, name)(*args))
-    if name in ("factorial", "factorial2", "binomial"):
+    if name in ("factorial", "binomial"):
         if any(is_number(arg) and not (arg.is_Integer and 0 <= arg <= 20_000) for arg in args):
             raise Hopeless("too big")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
     return value / sympy.log(LOG_BASE) if name == "log" else value   # settled when sides are compared
 
-
-# ------------------------------------------------------------------------------- tokens to nodes
+# ---------------------------------------------------------------------------- tokens to nodes
 
 DEFINES = r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?\([A-Za-z0-9, ]+\)="
 NUMBER = r"(?=\.?\d)(\d*)\.?(\d*)(?:~(\d+))?(?:[eE]([+-]?\d{1,4}))?"
 SIGNS = r"[+\-±](?: ?[+\-])*"
-
 
 class Reader:
     """A position in a prepared text, and one method a grammar rule:
@@ -422,7 +397,7 @@ class Reader:
             term = term * symbol(f"±{at}") if signs and "±" in signs[0] else term
             terms.append(-term if signs and signs[0].count("-") % 2 else term)
             signs = self.take(SIGNS)
-        return terms[0] if len(terms) == 1 else checked(reduce(add, terms))
+        return terms[0] if len(terms) == 1 else checked(sum(terms[1:], terms[0]))
 
     def term(self):
         factors = [self.factor()]
@@ -430,7 +405,7 @@ class Reader:
             factor = self.factor()
             factor = power(factor, -ONE) if match and match[1] == "/" else factor
             factors.append(-factor if match and match[2] else factor)
-        return factors[0] if len(factors) == 1 else checked(reduce(mul, factors))
+        return factors[0] if len(factors) == 1 else checked(math.prod(factors[1:], start=factors[0]))
 
     def starts_factor(self):
         """Does a factor follow without an operator? 2x, 2(x), 2^{3}5, 2^3 3^2; but not 2 3 or x2."""
@@ -442,11 +417,8 @@ class Reader:
     def factor(self):
         """An atom and what stands behind it, ! and ^, or in front of it: a currency."""
         currency, node = self.take("«[$€£¥₹]»(?= ?[^ ])"), self.atom()
-        while match := self.take(r"!!?(?![=!])|\^"):
-            if match[0].strip() == "^":
-                node = power(node, self.exponent())
-            else:
-                node = call("factorial2" if "!!" in match[0] else "factorial", [node])
+        while match := self.take(r"!(?![=!])|\^"):
+            node = power(node, self.exponent()) if "^" in match[0] else call("factorial", [node])
         return node * symbol(currency[0].strip()) if currency else node
 
     def exponent(self):
@@ -516,13 +488,11 @@ class Reader:
         match = self.take(digits)
         return sympy.Rational(match[0].strip()) if match else self.atom()
 
-
 def read(text):
     """A prepared text as a node."""
     reader = Reader(text)
     node = reader.answer()
     return node if reader.see("$") else reader.fail()
-
 
 @lru_cache(256)
 def readings(text):
@@ -535,9 +505,7 @@ def readings(text):
             pass
     return nodes
 
-
-# ------------------------------------------------------------------------------- equal formulas
-
+# ---------------------------------------------------------------------------- equal formulas
 
 def equal(a, b):
     """Are two expressions the same number, or the same function of their symbols?"""
@@ -547,12 +515,10 @@ def equal(a, b):
         return any(vanishes(replace(a - b, {LOG_BASE: base})) for base in (10 * ONE, sympy.E))
     return vanishes(a - b) or double_precision(a, b) or double_precision(b, a)
 
-
 def double_precision(a, b):
     """0.3333333333333333 for 1/3: 15 digits or more, right to the last, for what no decimal can be."""
     close = a.is_Rational and b.is_Rational and abs(a - b) * a.q < 1 and b.q < 10**6
     return close and abs(a.p) > 10**14 and pow(10, 40, a.q) == 0 != pow(10, 40, b.q)
-
 
 def is_zero(number, digits=150):
     """Exactly, if it is rational; else sympy adds digits until one is not zero, or says _prec 1."""
@@ -565,7 +531,6 @@ def is_zero(number, digits=150):
         raise Hopeless("no number")
     return all(part == 0 or part._prec == 1 for part in parts)
 
-
 def vanishes(gap):
     """Is it zero wherever it is defined? Asked at six random points; a number needs none."""
     names = sorted(symbols(gap), key=str)
@@ -574,13 +539,12 @@ def vanishes(gap):
     # under a root or a logarithm school and sympy disagree about negative numbers: not asked there
     inner = [part.args[0] for part in gap.atoms(sympy.log)]
     inner += [part.base for part in gap.atoms(sympy.Pow) if not part.exp.is_Integer]
-    integers = gap.has(sympy.factorial, sympy.factorial2, sympy.binomial)
+    integers = gap.has(sympy.factorial, sympy.binomial)
     rng, agreed = Random(7), 0
-    for trial in range(24):                                          # small, medium, negative, large
-        size, step = ((40, 1) if integers else (907 * (1, 9, -9, 400)[trial % 4], 907))
-        point = {name: rng.randint(1, abs(size)) * ONE / step for name in names}
-        if size < 0:
-            point = {name: -value if rng.random() < 0.7 else value for name, value in point.items()}
+    for trial in range(24):
+        low, high = ((0, 1), (0, 9), (-9, 0), (-9, 400))[trial % 4] if not integers else (0, 40)
+        step = 1 if integers else 907
+        point = {name: rng.randint(low * step + 1, high * step) * ONE / step for name in names}
         value = replace(gap, point)
         negative = any(part.free_symbols and replace(part, point).is_negative for part in inner)
         if negative or value.has(sympy.nan, sympy.zoo):
@@ -593,9 +557,7 @@ def vanishes(gap):
             return True
     return agreed >= 3
 
-
-# ------------------------------------------------------------------------------- equal answers
-
+# ---------------------------------------------------------------------------- equal answers
 
 def is_name(node):
     r"""x, x_1, AB, |AB|, AB/CD, \angle ABC: may stand before "= 5" and is no part of the answer."""
@@ -607,8 +569,7 @@ def is_name(node):
     if words or not all(part.is_Symbol for part in factors):
         return False
     capitals = all(part.name[0].isupper() for part in factors)
-    return len(factors) == 1 or capitals or not {symbol("angle"), symbol("overline")}.isdisjoint(factors)
-
+    return len(factors) == 1 or capitals or {"angle", "overline"} & set(map(str, factors))
 
 def assigned(node):
     """(x, 5) from x = 5 or 5 = x, (y, 2x) from y = 2x; else None."""
@@ -618,7 +579,6 @@ def assigned(node):
             if (vector or is_name(name)) and not symbols(name) & symbols(value):
                 return name, value
     return None
-
 
 def items(node):
     """The names and the values that an answer lists: {x}, [1, 2] of x = 1, 2; ± has two values."""
@@ -637,7 +597,6 @@ def items(node):
         return names, [("tuple", "()", *(value for _, value in sorted(pairs, key=str)))]
     return names, [pair[1] if pair and len(stems) == 1 else x for pair, x in zip(pairs, found)]
 
-
 def same(a, b):
     """The verdict on two nodes."""
     if kind(a) == kind(b) == "rel" and same_relation(a, b):
@@ -646,7 +605,6 @@ def same(a, b):
     if names and other_names and names != other_names:               # both x = 5 and y = 5 are 5
         return False
     return unordered(left, right) or same_region(a, b)
-
 
 def unordered(left, right):
     """The same items in any order, repetitions counted."""
@@ -658,10 +616,8 @@ def unordered(left, right):
         del rest[found[0]]
     return not rest
 
-
 def in_order(left, right):
     return len(left) == len(right) and all(map(same, left, right))
-
 
 def same_item(a, b):
     for ratio, value in ((a, b), (b, a)):
@@ -674,7 +630,6 @@ def same_item(a, b):
     if kind(a) in ("tuple", "ratio", "set"):
         return a[:2] == b[:2] and in_order(a[2:], b[2:])             # of a ratio, the first part is 1
     return {"value": same_value, "rel": same_relation, "list": same}[kind(a)](a, b)
-
 
 def same_value(a, b):
     """Numbers or formulas with their units, of which one may be missing, but both may not differ."""
@@ -689,7 +644,6 @@ def same_value(a, b):
     if factor is None or equal(a, b):
         return equal(a, b)
     return equal(a * factor, b) if unit_b == 1 else equal(a, b * factor)
-
 
 def same_relation(a, b):
     """Part by part, or one is a constant times the other (a positive one, of an inequality)."""
@@ -709,14 +663,12 @@ def same_relation(a, b):
         return False
     return a[1] in "=≠" or bool(f0 / g0 > 0)
 
-
 def same_region(a, b):
     """Intervals, unions and inequalities in one unknown: do they contain the same real numbers?"""
     try:
         return len(symbols(a) | symbols(b)) <= 1 and region(a) == region(b)
     except Exception:                                                # what sympy raises is no region
         return False
-
 
 def region(node):
     """The node as a sympy set. A degenerate one (3 < x < 2, x^2 >= 0) is Hopeless: it fits too much."""
@@ -739,9 +691,7 @@ def region(node):
     return result.replace(lambda x: isinstance(x, sympy.Expr) and x.is_finite and not x.is_Rational,
                           lambda x: sympy.Rational(str(x.evalf(20))))
 
-
-# ------------------------------------------------------------------------------- one case
-
+# ---------------------------------------------------------------------------- one case
 
 def choice(text):
     """The letter of a multiple-choice answer: bracketed, dotted or before what it stands for."""
@@ -751,7 +701,6 @@ def choice(text):
     if not match or re.search(r"\b[A-J]\b|\bor\b", text[match.end():]):
         return None
     return (match[1] or match[2]).upper()
-
 
 def compare(prediction, gold):
     """The whole comparison without limits: what a worker runs."""
@@ -771,9 +720,7 @@ def compare(prediction, gold):
             pass
     return False
 
-
-# ------------------------------------------------------------------------------- workers
-
+# ---------------------------------------------------------------------------- workers
 
 def work():
     """A worker: a process that has sympy, and lets a forked child do the reading, so that a kill costs
@@ -800,37 +747,25 @@ def work():
         os.write(1, b"1" if verdict else b"0")
     os._exit(0)
 
-
 IDLE = {}                                # process -> its idle workers: a fork must not use its parent's
-
 
 def start():
     """`python reward.py --worker`: a fresh interpreter minds neither threads nor CUDA in this one.
     A notebook has no file to start: there the worker is a fork."""
     path = globals().get("__file__")
-    command = [os.path.abspath(path), "--worker"] if path else ["-c", ""]
+    command = [sys.executable, *([os.path.abspath(path), "--worker"] if path else ["-c", ""])]
     for _ in range(3):                                               # killed from outside? once more
         worker = subprocess.Popen(
-            [sys.executable, *command], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=None if path else work)
         if receive(worker, 60) == b"r":
             return worker
-        stop(worker)
-    raise RuntimeError(f"no worker starts: try {sys.executable} {' '.join(command)}")
-
-
-def stop(worker):
-    try:
-        os.killpg(worker.pid, signal.SIGKILL)                        # it leads a session of its own
-    except ProcessLookupError:
-        pass
-    worker.wait()
-
+        worker.kill()
+    raise RuntimeError(f"no worker starts: try {' '.join(command)}")
 
 def receive(worker, seconds):
     """The next byte; b"" if the worker is dead, None if nothing comes in time."""
     return os.read(worker.stdout.fileno(), 1) if wait([worker.stdout], seconds) else None
-
 
 def verdict(case):
     """One verdict from an idle worker or a new one; if it is killed from outside, another is asked."""
@@ -841,57 +776,50 @@ def verdict(case):
             worker = idle.pop()
         except IndexError:
             worker = start()
+        while receive(worker, 0):                                    # left by a child that was killed
+            pass
         try:
-            while receive(worker, 0):                                # left by a child that was killed
-                pass
             worker.stdin.write(line)
-            answer = receive(worker, 5 * LIMIT)                      # for one that was stopped
+            answer = receive(worker, 5 * LIMIT)                      # None: it was stopped
         except OSError:
             answer = b""
         if answer:
             idle.append(worker)
             return answer == b"1"
-        stop(worker)
+        worker.kill()
+        worker.wait()
         if answer is None:
             break
     return False
 
-
 def judge(cases):
-    """Verdicts (bool) on (prediction, gold) pairs, in order, from a worker a core."""
-    different = list(dict.fromkeys(cases))
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as threads:
-        verdicts = dict(zip(different, threads.map(verdict, different)))
-    return [verdicts[case] for case in cases]
+    """Verdicts (bool) on (prediction, gold) pairs, in order: cheap ones, others from a worker a core."""
+    known = {case: cheap(*case) if all(case) else False for case in cases}
+    unclear = [case for case in known if known[case] is None]
+    if unclear:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as threads:
+            known.update(zip(unclear, threads.map(verdict, unclear)))
+    return [known[case] for case in cases]
 
-
-# ------------------------------------------------------------------------------- the contract
-
+# ---------------------------------------------------------------------------- the contract
 
 def is_equiv(prediction, gold):
     """Do two answers, without their boxes, mean the same? None is equal to nothing."""
-    if prediction is None or gold is None:
-        return False
-    case = str(prediction), str(gold)
-    known = cheap(*case)
-    return judge([case])[0] if known is None else known
-
+    return None not in (prediction, gold) and judge([(str(prediction), str(gold))])[0]
 
 def rewards(responses, answers):
     """reward() of many pairs, list[float] in their order, read in parallel where that is needed."""
     if len(responses) != len(answers):
         raise ValueError(f"{len(responses)} responses, but {len(answers)} answers")
-    golds = ["" if answer is None else extract_answer(answer) or str(answer) for answer in answers]
-    cases = [(extract_answer(response) or "", gold) for response, gold in zip(responses, golds)]
-    known = [cheap(*case) if all(case) else False for case in cases]
-    read = iter(judge([case for case, verdict in zip(cases, known) if verdict is None]))
-    return [float(next(read) if verdict is None else verdict) for verdict in known]
-
+    cases = []
+    for response, answer in zip(responses, answers):
+        gold = "" if answer is None else extract_answer(answer) or str(answer)
+        cases.append((extract_answer(response) or "", gold))
+    return list(map(float, judge(cases)))
 
 def reward(response, answer):
     r"""1.0 if the last \boxed{} of the response means the same as the answer, else 0.0."""
     return rewards([response], [answer])[0]
-
 
 def main():
     if sys.argv[1:] == ["--worker"]:
@@ -901,7 +829,8 @@ def main():
         sys.exit(2)
     load_sympy()
     response, answer = sys.argv[1:]
-    for side, text in (("response", extract_answer(response)), ("answer", extract_answer(answer) or answer)):
+    sides = {"response": extract_answer(response), "answer": extract_answer(answer) or answer}
+    for side, text in sides.items():
         print(f"{side}: {text!r:.300}")
         for node in readings(text)[:1] if text and len(text) <= MAX_CHARS else []:
             print(f"    read as {node}"[:500])
