@@ -24,6 +24,7 @@ Left out: numbers in words, conversion of units, determinants, integrals, limits
 
 import json
 import math
+import mmap
 import os
 import re
 import resource
@@ -136,15 +137,15 @@ WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π
          "kph": "«km»/«h»", "kmh": "«km»/«h»"}
 UNITS = {name: names.split()[0] for names in """km kilometer kilometre, m meter metre,
 cm centimeter centimetre, ft foot feet, mm millimeter millimetre, in inch inche, yd yard, mi mile,
-g gram, kg kilogram kilo, mg milligram, lb pound, oz ounce, unit, l liter litre, s sec second,
+g gram, kg kilogram kilo, mg milligram, lb pound, oz ounce, unit, l L liter litre, s sec second,
 ml milliliter millilitre, min minute, h hr hour, day, wk week, month, yr year, $ dollar usd buck,
-¢ cent, € euro eur, £ gbp, ¥ yen, ₹ rupee, rad radian, n newton, j joule, w watt, v volt, hz hertz,
-pa pascal, mol mole, gal gallon, qt quart, pt pint, k kelvin, c celsiu, f fahrenheit, °, %
+¢ cent, € euro eur, £ gbp, ¥ yen, ₹ rupee, rad radian, N newton, J joule, W watt, V volt, hz hertz,
+pa pascal, mol mole, gal gallon, qt quart, pt pint, kelvin, C celsiu, F fahrenheit, °, %
 """.split(",") for name in names.split()}
 NOUN = re.compile(r"""(?!(?:plus|minus|times|less|unless|always|besides|is|was|has|this|yes|versus|
 halves|quarters|ones|twos|threes|fives|sixes|nines|zeros|zeroes|tens|dozens|scores|pairs|couples|
 doubles|triples|negatives|opposites|inverses|reciprocals|roots|powers|factorials|logs|multiples|
-percents|modulus|.*(?:third|four|fif|six|seven|eigh|nin|ten|twelf|eleven|teen|tie|hundred|thousand|
+percents|modulus|gross|nots|.*(?:third|four|fif|six|seven|eigh|nin|ten|twelf|eleven|teen|tie|hundred|thousand|
 illion)(?:th)?s)$)[a-z]{3,}s|people|men|women|children|mice|geese|dice|fish|sheep""", re.VERBOSE)
 LEADING = re.compile(r"""(^|[,;∧∨])(?:\ ?«(?:the|is|are|final|answer|result|solution|value|exactly|
 total|area|volume|perimeter|length|width|height|radius|distance|speed|time|probability|number|sum|
@@ -171,6 +172,7 @@ def text_command(match):
 
 def unit(name):
     """The canonical name of a unit or of things that are counted; any other word is Hopeless."""
+    name = name.lower() if len(name) > 1 else name                   # 3 m are metres, 3 M millions
     name = name if name in UNITS or name.rstrip("s") not in UNITS else name.rstrip("s")
     if name not in UNITS and not NOUN.fullmatch(name):
         raise Hopeless(name)
@@ -259,7 +261,7 @@ def prepare(text, thousands=True):
     sub("^<([^<>]*,[^<>]*)>$", r"(\1)")
     sub("⦃ ?[A-Za-z] ?(?:∈ ?[ℝA-Z])? ?[|:](.*)⦄", r"{\1}")
     sub(r"\|([^|]+)\|", r"\\abs(\1)")
-    return SQUEEZE.sub("", re.sub(r"\s+", " ", text)).lstrip(" \"'`").rstrip(" .,;↵\"'`")
+    return SQUEEZE.sub("", re.sub(r"\s+", " ", text)).strip(" \"`").rstrip(" .,;↵\"`")
 
 # ---------------------------------------------------------------------------- nodes
 
@@ -376,7 +378,8 @@ class Reader:
         if set(signs) == {":"}:                                      # 0 : 0 would be every ratio
             return self.fail() if 0 in parts else ("ratio", *(part / parts[0] for part in parts))
         if signs == "∈":
-            return self.fail() if is_number(parts[1]) else parts[1]
+            is_set = kind(parts[1]) != "value" or parts[1] == REALS
+            return parts[1] if is_name(parts[0]) and is_set else self.fail()
         # 8 = 9 says nothing about an unknown, nor does x < x
         for left, right in zip(parts, parts[1:]):
             if kind(left) == kind(right) == "value" and is_number(sympy.expand(left - right)):
@@ -457,7 +460,7 @@ class Reader:
             return symbol("text " + plain(text[0]))
         match = self.take(r"([A-Za-zπ∞ℝ…]'*)|\\([A-Za-z]+)|«([^»]*)»(?! ?\()") or self.fail()
         if match[3]:
-            return symbol(f"«{unit(match[3].lower())}»")
+            return symbol(f"«{unit(match[3])}»")
         name, sub = "".join(match.groups("")), self.take(r"_(?:\{([^{}]*)\}|\\([A-Za-z]+)|(\w))")
         return symbol(name + "_" + re.sub(r"[ \\]", "", "".join(sub.groups(""))) if sub else name)
 
@@ -638,7 +641,7 @@ def same_value(a, b):
         words = [name for name in value.free_symbols if name.name[0] == "«"]
         sides.append(value.as_independent(*words, as_Add=False) if words else (value, ONE))
     (a, unit_a), (b, unit_b) = sides
-    if unit_a != unit_b and 1 not in (unit_a, unit_b):
+    if unit_a != unit_b and (1 not in (unit_a, unit_b) or "%»*" in str(unit_a * unit_b)):
         return False
     factor = {"«%»": ONE / 100, "«°»": sympy.pi / 180}.get(str(unit_a * unit_b))
     if factor is None or equal(a, b):
@@ -707,7 +710,7 @@ def compare(prediction, gold):
     left, right = prepare(prediction), prepare(gold)
     if left == right:
         return bool(left)
-    if choice(gold) and choice(prediction) and min(len(plain(right)), len(plain(left))) == 1:
+    if re.search("[A-J]", gold) and choice(gold) and choice(prediction) and min(len(plain(right)), len(plain(left))) == 1:
         return choice(gold) == choice(prediction)
     words = "«" in left + right and not re.search(r"[\d+=<>*/^_|{}\\]", left + right)
     if words and plain(left) == plain(right):
@@ -723,82 +726,90 @@ def compare(prediction, gold):
 # ---------------------------------------------------------------------------- workers
 
 def work():
-    """A worker: a process that has sympy, and lets a forked child do the reading, so that a kill costs
-    milliseconds. The child takes a JSON line [prediction, gold] and gives a byte, until the pipe closes."""
+    """A worker: a JSON list of [prediction, gold] a line in, a byte a case out, until the pipe closes.
+    It has sympy, and forked children do the reading: one that is killed is replaced in milliseconds."""
     load_sympy()
-    compare("x^2<4", "(-2,2)")                                       # imports what sympy imports late
-    try:                                                             # macOS refuses, a lower limit stays
+    compare("x^2<4", "(-2,2)")                                   # imports what sympy imports late
+    try:                                                         # macOS refuses, a lower limit stays
         limits = [MEMORY, *resource.getrlimit(resource.RLIMIT_AS)]
         soft = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_AS, (soft, limits[2]))
     except (OSError, ValueError):
         pass
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)                    # kills even inside a long C call
-    sys.set_int_max_str_digits(0)                                    # MAX_CHARS bounds them
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)                # kills even inside a long C call
+    sys.set_int_max_str_digits(0)                                # MAX_CHARS bounds them
     os.write(1, b"r")
-    while os.fork():
-        if os.wait()[1] == 0:                                        # the pipe was closed
-            os._exit(0)
-        os.write(1, b"0")                                            # killed for its time or memory
     while line := sys.stdin.buffer.readline():
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)
-        verdict = compare(*json.loads(line))
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        os.write(1, b"1" if verdict else b"0")
+        cases = json.loads(line)
+        verdicts = mmap.mmap(-1, len(cases))                     # the children write here
+        while b"\0" in verdicts[:]:
+            if os.fork() == 0:
+                for k in range(verdicts[:].index(b"\0"), len(cases)):
+                    verdicts[k] = ord("0")                       # in case that this kills us
+                    signal.setitimer(signal.ITIMER_PROF, LIMIT)
+                    verdicts[k] = ord("01"[compare(*cases[k])])
+                os._exit(0)
+            os.wait()
+        os.write(1, verdicts[:])
     os._exit(0)
 
-IDLE = {}                                # process -> its idle workers: a fork must not use its parent's
+IDLE = {}               # process -> its idle workers, for a forked process must not use its parent's
 
 def start():
     """`python reward.py --worker`: a fresh interpreter minds neither threads nor CUDA in this one.
     A notebook has no file to start: there the worker is a fork."""
     path = globals().get("__file__")
     command = [sys.executable, *([os.path.abspath(path), "--worker"] if path else ["-c", ""])]
-    for _ in range(3):                                               # killed from outside? once more
+    for _ in range(3):                                           # killed from outside? once more
         worker = subprocess.Popen(
-            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=None if path else work)
-        if receive(worker, 60) == b"r":
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=None if path else work)
+        if receive(worker, 1, 60) == b"r":
             return worker
         worker.kill()
     raise RuntimeError(f"no worker starts: try {' '.join(command)}")
 
-def receive(worker, seconds):
-    """The next byte; b"" if the worker is dead, None if nothing comes in time."""
-    return os.read(worker.stdout.fileno(), 1) if wait([worker.stdout], seconds) else None
+def receive(worker, size, seconds):
+    """So many bytes; less if the worker is dead or late."""
+    data = b""
+    while len(data) < size and wait([worker.stdout], seconds):
+        data += os.read(worker.stdout.fileno(), size) or b"?" * size
+    return data
 
-def verdict(case):
-    """One verdict from an idle worker or a new one; if it is killed from outside, another is asked."""
-    line = (json.dumps(case, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+def ask(cases):
+    """Verdicts from an idle worker or a new one; if it is killed from outside, another is asked."""
+    line = (json.dumps(cases, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
     idle = IDLE.setdefault(os.getpid(), [])
     for _ in range(3):
         try:
             worker = idle.pop()
         except IndexError:
             worker = start()
-        while receive(worker, 0):                                    # left by a child that was killed
-            pass
         try:
             worker.stdin.write(line)
-            answer = receive(worker, 5 * LIMIT)                      # None: it was stopped
+            worker.stdin.flush()
+            answer = receive(worker, len(cases), LIMIT * (5 + 2 * len(cases)))
         except OSError:
-            answer = b""
-        if answer:
+            answer = b"?"
+        if answer and b"?" not in answer:
             idle.append(worker)
-            return answer == b"1"
+            return [byte == ord("1") for byte in answer]
         worker.kill()
         worker.wait()
-        if answer is None:
+        if not answer:                                           # stopped, not killed: it was a hang
             break
-    return False
+    return [False] * len(cases)
 
 def judge(cases):
-    """Verdicts (bool) on (prediction, gold) pairs, in order: cheap ones, others from a worker a core."""
+    """Verdicts (bool) on (prediction, gold) pairs, in order; what is not cheap, in a worker a core."""
     known = {case: cheap(*case) if all(case) else False for case in cases}
     unclear = [case for case in known if known[case] is None]
+    count = min(os.cpu_count() or 1, 16, len(unclear))
     if unclear:
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as threads:
-            known.update(zip(unclear, threads.map(verdict, unclear)))
+        shares = [unclear[k::count] for k in range(count)]
+        with ThreadPoolExecutor(count) as threads:
+            for share, verdicts in zip(shares, threads.map(ask, shares)):
+                known.update(zip(share, verdicts))
     return [known[case] for case in cases]
 
 # ---------------------------------------------------------------------------- the contract
