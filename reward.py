@@ -13,25 +13,16 @@ false negative starves learning, a hang stops the run, an `eval` hands the machi
 Glossary: `prediction` what stands in the box; `gold` the answer key; `node` what was read: a sympy
 expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ratio or set;
 `Hopeless`: unreadable, undefined or out of bounds: equal to nothing but the same string.
-Where mathematics leaves a choice: 0.33 is not 1/3; n% is n or n/100; log has base 10 or e; an odd root
-of a negative number is real; unknowns are real; (1, 2) is a point or an interval; y = 2x may be given
-as 2x. 5 cm is 5 times the symbol «cm»; a unit may be missing but not differ; a word that is neither a
-known unit nor a noun in the plural refuses the answer.
+Where mathematics leaves a choice: 0.33 is not 1/3; n% is n or n/100; log has base 10 or e; an odd
+root of a negative number is real; unknowns are real; (1, 2) is a point or an interval; y = 2x may be
+given as 2x. 5 cm is 5 times the symbol «cm»; a unit may be missing but not differ; a word that is
+neither a known unit nor a noun in the plural refuses the answer.
 Left out: numbers in words, conversion of units, determinants, integrals, limits, sums. POSIX only.
 
     python reward.py 'so \boxed{\frac{1}{2}}' 0.5    # what was read on both sides, and the verdict
 """
 
-import json
-import math
-import mmap
-import os
-import re
-import resource
-import signal
-import subprocess
-import sys
-import unicodedata
+import json, math, mmap, os, re, resource, signal, subprocess, sys, unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import lru_cache
@@ -57,7 +48,6 @@ def load_sympy():
 
 
 # ---------------------------------------------------------------------------- the cheap path
-
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s{}$]*)|\\.|[{}]", re.DOTALL)
 SPACING = re.compile(
     r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
@@ -74,8 +64,8 @@ POINT = re.compile(r"\((?:(?:0|-?[1-9][0-9]*)(?:,(?!\))|(?=\)))){2,}\)")
 def extract_answer(text):
     r"""Content of the last \boxed{...} or \fbox{...} (str); None if there is none or it is empty.
 
-    Braces are balanced and \{ \} do not count; a box in a box is opened; `\boxed 5` is a box; a last
-    box that was never closed is no answer; only what follows </think> is read."""
+    Braces are balanced, \{ \} do not count, a box in a box is opened, `\boxed 5` is a box; a last box
+    that was never closed is no answer; only what follows </think> is read."""
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
     groups = []                          # open braces: (where the brace's box starts or -1, inside)
     last = (-1, 0, 0, 0)                 # last box: its start, its content from and to, its end
@@ -91,13 +81,12 @@ def extract_answer(text):
                 last = (start, last[1], last[2], token.end())        # a box around a box
             elif start >= 0:
                 last = (start, inside, token.start(), token.end())
-    if any(start > last[0] for start, _ in groups):
-        return None
+    if any(start > last[0] for start, _ in groups): return None
     content = text[last[1]:last[2]].strip()
     return (content.rstrip(".,;") if last[2] == last[3] else content) or None
 
 def normalise(text):
-    r"""The text without what never carries meaning: $, \left, spacing, \dfrac, a final full stop."""
+    r"""The text without what never carries meaning: $, \left, spacing, \dfrac, a full stop."""
     text = re.sub(r",\\! *", ",", text)                              # 32,\! 349
     text = SPACING.sub(" ", IGNORED.sub("", text)).strip(" *")
     text = re.sub(r"(?<!\.)\.$", "", text).strip()
@@ -108,28 +97,22 @@ def rational(text):
     try:
         text = re.sub(r"\\frac|[{},]", "", text.replace("}{", "/")) if PLAIN.fullmatch(text) else ""
         return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        return None
+    except (ValueError, ZeroDivisionError): return None
 
 def cheap(prediction, gold):
     """True or False where that is certain without reading on, else None."""
-    if max(len(prediction), len(gold)) > 100_000:
-        return prediction.strip() == gold.strip()
+    if max(len(prediction), len(gold)) > 100_000: return prediction.strip() == gold.strip()
     prediction, gold = normalise(prediction), normalise(gold)
-    if prediction == gold:
-        return bool(gold)
+    if prediction == gold: return bool(gold)
     # numbers; but between 0.3333333333333333 and 1/3 a closer look decides
     a, b = rational(prediction), rational(gold)
-    if None not in (a, b) and (a == b or 1 in (a.denominator, b.denominator)):
-        return a == b
+    if None not in (a, b) and (a == b or 1 in (a.denominator, b.denominator)): return a == b
     # points with whole coordinates, as many on both sides
     if POINT.fullmatch(prediction) and POINT.fullmatch(gold):
-        if prediction.count(",") == gold.count(","):
-            return False
+        if prediction.count(",") == gold.count(","): return False
     return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
 # ---------------------------------------------------------------------------- words
-
 WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "«%»",
          "pct": "«%»", "degree": "«°»", "degrees": "«°»", "deg": "«°»", "thousand": "*10^3",
          "million": "*10^6", "billion": "*10^9", "minus": "-", "negative": "-", "plus": "+",
@@ -145,8 +128,8 @@ pa pascal, mol mole, gal gallon, qt quart, pt pint, kelvin, C celsiu, F fahrenhe
 NOUN = re.compile(r"""(?!(?:plus|minus|times|less|unless|always|besides|is|was|has|this|yes|versus|
 halves|quarters|ones|twos|threes|fives|sixes|nines|zeros|zeroes|tens|dozens|scores|pairs|couples|
 doubles|triples|negatives|opposites|inverses|reciprocals|roots|powers|factorials|logs|multiples|
-percents|modulus|gross|nots|.*(?:third|four|fif|six|seven|eigh|nin|ten|twelf|eleven|teen|tie|hundred|thousand|
-illion)(?:th)?s)$)[a-z]{3,}s|people|men|women|children|mice|geese|dice|fish|sheep""", re.VERBOSE)
+percents|modulus|gross|nots|.*(?:third|four|fif|six|seven|eigh|nin|ten|twelf|eleven|teen|tie|
+hundred|thousand|illion)(?:th)?s)$)[a-z]{3,}s|people|men|women|children|mice|geese|dice|fish|sheep""", re.VERBOSE)
 LEADING = re.compile(r"""(^|[,;∧∨])(?:\ ?«(?:the|is|are|final|answer|result|solution|value|exactly|
 total|area|volume|perimeter|length|width|height|radius|distance|speed|time|probability|number|sum|
 cost|price|so|we|get|therefore|thus|hence)»)+\ ?[:=]?(?=\ ?[\w({\\«⦃⟪+-])""", re.VERBOSE | re.I)
@@ -155,11 +138,9 @@ SHORT_WORDS = set("sq cu no is of to at by in if it we as an am pm be so up on".
 def word(match):
     """A run of letters: a function, a unit or another word, or a product of variables (xy, abc)."""
     text, low = match[0], match[0].lower()
-    if text[0] in "«\\" or low in WORDS:
-        return WORDS.get(low, text)
+    if text[0] in "«\\" or low in WORDS: return WORDS.get(low, text)
     last = not match.string[match.end():].strip(" .})")
-    if text in COMMANDS and not (low in UNITS and last):             # 5 min, but min(5, 6)
-        return f"\\{text} "
+    if text in COMMANDS and not (low in UNITS and last): return f"\\{text} "  # 5 min, but min(5, 6)
     known = low in UNITS or low.rstrip("s") in UNITS or low in SHORT_WORDS
     short = len(text) == 2 or len(text) < 5 and not re.search("[eiou]|(?!^)a", low)
     return text if short and not known else f"«{text}»"
@@ -174,8 +155,7 @@ def unit(name):
     """The canonical name of a unit or of things that are counted; any other word is Hopeless."""
     name = name.lower() if len(name) > 1 else name                   # 3 m are metres, 3 M millions
     name = name if name in UNITS or name.rstrip("s") not in UNITS else name.rstrip("s")
-    if name not in UNITS and not NOUN.fullmatch(name):
-        raise Hopeless(name)
+    if name not in UNITS and not NOUN.fullmatch(name): raise Hopeless(name)
     return UNITS.get(name, name)
 
 def plain(text):
@@ -192,7 +172,7 @@ SYMBOLS = r"""
 = \equiv ==    < \lt    > \gt    ≤ \le \leq \leqslant <= ⩽    ≥ \ge \geq \geqslant >= ⩾    ∈ \in
 ≠ \ne \neq !=    ≈ \approx \simeq    ∪ \cup \bigcup    ∩ \cap    ∖ \setminus \backslash
 ∧ \land \wedge    ∨ \lor \vee    : \colon ∶    … \ldots \dots \cdots ...    ∞ \infty \infin
-π \pi    ∅ \emptyset \varnothing    ℝ \mathbb{R} \mathbf{R} \R    | \mid \vert \lvert \rvert \| \Vert ∣
+π \pi    ∅ \emptyset \varnothing    ℝ \mathbb{R} \mathbf{R} \R    | \mid \vert \lvert \rvert \| ∣
 ⦃ \{ \lbrace    ⦄ \} \rbrace    [ \lbrack    ] \rbrack    ( \langle ⟨    ) \rangle ⟩ \rfloor ⌋
 ) \rceil ⌉    \floor( \lfloor ⌊    \ceil( \lceil ⌈    ↵ \cr    ' \prime ^\prime ^{\prime} ′
 «°» ° ^{\circ} ^\circ ^{\degree} ^\degree \degree \textdegree ˚    «%» \% %    «$» \$    «¢» ¢
@@ -214,7 +194,7 @@ TEXT = r"\\(text\w*|[mh]box|operatorname|math\w+|boldsymbol|bm|pmb)\*? ?\{((?:[^
 
 @lru_cache(256)
 def prepare(text, thousands=True):
-    """Unicode and LaTeX to the alphabet above. thousands: 1,234 is one number, else a list of two."""
+    """Unicode and LaTeX to the alphabet above. thousands: 1,234 is one number, or else two."""
     def sub(pattern, new):
         nonlocal text
         text = re.sub(pattern, new, text)
@@ -234,15 +214,14 @@ def prepare(text, thousands=True):
     sub(r"\\begin ?\{(?:[pbB]|small)?(?:matrix|array)\} ?(?:\{[lcr| ]*\})?", "⟪")
     sub(r"\\end ?\{(\w*matrix|array)\}", "⟫")
     sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}")
-    for _ in range(4):                                               # \text in \text, outermost first
+    for _ in range(4):  # \text in \text, outermost first
         sub(TEXT, text_command)
     # numbers: 0.\overline{3}, 0.(3), 0.333..., 1 000 000, 1,000, 1 1/2, and 1/3 of 1/3 ≈ 0.33
     sub(r"(\d*)\.(\d*) ?(?:\\(?:overline|bar) ?\{? ?(\d+) ?\}?|\((\d+)\))", r"\g<1>.\2~\3\4")
     sub(r"(?<!\d)(\d*)\.(\d{0,9}?)(\d{1,9}?)\3\3+ ?…", r"\1.\2~\3")
     sub(r"(?<![\w.,~^_])\d{1,3}(?: \d{3})+(?![\d/])", lambda m: m[0].replace(" ", ""))
     sub(r"(?<=\d)\{,\}(?=\d)", ",")
-    if thousands:
-        sub(r"(?<![\w.,~^_])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""))
+    if thousands: sub(r"(?<![\w.,~^_])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""))
     sub(r"(?<![\w.^_}])(\d+) (\d+) ?/ ?(\d+)(?![\d.])", r"\1\\frac{\2}{\3}")
     sub(r"(?<![\w.^_}])(\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}",
         lambda m: f"({m[1]}+{m[2]}/{m[3]})" if int(m[2]) < int(m[3]) else m[0])
@@ -264,21 +243,18 @@ def prepare(text, thousands=True):
     return SQUEEZE.sub("", re.sub(r"\s+", " ", text)).strip(" \"`").rstrip(" .,;↵\"`")
 
 # ---------------------------------------------------------------------------- nodes
-
 def symbol(name):
     """An unknown, a «word», or one of the constants."""
     constants = {"π": sympy.pi, "e": sympy.E, "i": sympy.I, "∞": sympy.oo}
     return constants.get(name) or sympy.Symbol(name, real=True)
 
 def kind(node):
-    if isinstance(node, tuple):
-        return node[0]
-    return "matrix" if isinstance(node, sympy.MatrixBase) else "value"
+    if isinstance(node, tuple): return node[0]
+    return "value" if isinstance(node, sympy.Expr) else "matrix"
 
 def symbols(node):
     """The unknowns in a node."""
-    if isinstance(node, tuple):
-        return set().union(*map(symbols, node))
+    if isinstance(node, tuple): return set().union(*map(symbols, node))
     return getattr(node, "free_symbols", set()) - {LOG_BASE, REALS}
 
 def is_number(node):
@@ -286,8 +262,7 @@ def is_number(node):
 
 def replace(node, values):
     """The node with symbols replaced by numbers."""
-    if isinstance(node, tuple):
-        return tuple(replace(part, values) for part in node)
+    if isinstance(node, tuple): return tuple(replace(part, values) for part in node)
     return node.xreplace(values) if hasattr(node, "xreplace") else node
 
 def checked(value):
@@ -304,8 +279,7 @@ def power(base, exponent):
         raise Hopeless("undefined")
     if is_number(base) and is_number(exponent) and base not in (-1, 0, 1):
         bits = base.p.bit_length() + base.q.bit_length() if base.is_Rational else 4
-        if abs(exponent.evalf(5)) * bits > MAX_BITS:
-            raise Hopeless("too big")
+        if abs(exponent.evalf(5)) * bits > MAX_BITS: raise Hopeless("too big")
         if exponent.is_Rational and exponent.q > 1 and exponent.q % 2 and base.is_negative:
             return checked((-ONE) ** exponent.p * power(-base, exponent))
     return checked(base ** exponent)
@@ -313,23 +287,21 @@ def power(base, exponent):
 def call(name, args):
     """A named function of numbers or formulas."""
     args = [replace(arg, {symbol("«°»"): sympy.pi / 180}) for arg in args]
-    if name in ("gcd", "lcm"):
-        return sympy.Integer(getattr(math, name)(*args))
+    if name in ("gcd", "lcm"): return sympy.Integer(getattr(math, name)(*args))
     if name in ("factorial", "binomial"):
         if any(is_number(arg) and not (arg.is_Integer and 0 <= arg <= 20_000) for arg in args):
             raise Hopeless("too big")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
-    return value / sympy.log(LOG_BASE) if name == "log" else value   # settled when sides are compared
+    return value / sympy.log(LOG_BASE) if name == "log" else value  # settled when sides are compared
 
 # ---------------------------------------------------------------------------- tokens to nodes
-
 DEFINES = r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?\([A-Za-z0-9, ]+\)="
 NUMBER = r"(?=\.?\d)(\d*)\.?(\d*)(?:~(\d+))?(?:[eE]([+-]?\d{1,4}))?"
 SIGNS = r"[+\-±](?: ?[+\-])*"
 
 class Reader:
     """A position in a prepared text, and one method a grammar rule:
-    answer > relation > union > sum > term > factor > atom. Nothing is tried twice (no backtracking);
+    answer > relation > union > sum > term > factor > atom. There is no backtracking;
     anything unexpected is Hopeless, and too deep a nesting ends in Python's RecursionError."""
 
     def __init__(self, text):
@@ -339,8 +311,7 @@ class Reader:
         return re.compile(f" ?(?:{pattern})").match(self.text, self.i)
 
     def take(self, pattern):
-        match = self.see(pattern)
-        self.i = match.end() if match else self.i
+        if match := self.see(pattern): self.i = match.end()
         return match
 
     def fail(self):
@@ -355,10 +326,9 @@ class Reader:
         return parts, signs
 
     def answer(self, opening=""):
-        """Relations between commas, "and", "or": ("list", separator, *items); one alone is itself."""
+        """Relations between commas, "and", "or": ("list", separator, *items), or the only one."""
         parts, signs = self.chain(self.relation, "(?:[,;] ?)?[∧∨]|[,;]")
-        if len(parts) == 1 and opening != "⦃":
-            return parts[0]
+        if len(parts) == 1 and opening != "⦃": return parts[0]
         return "list", "∨" if "∨" in signs else "∧", *parts
 
     def relation(self):
@@ -388,10 +358,8 @@ class Reader:
 
     def union(self):
         parts, signs = self.chain(self.sum, "[∪∩∖]")
-        node = parts[0]
-        for sign, part in zip(signs, parts[1:]):
-            node = ("set", sign, node, part)
-        return node
+        for sign in signs: parts[:2] = [("set", sign, *parts[:2])]
+        return parts[0]
 
     def sum(self):
         terms, signs = [], self.take(SIGNS)
@@ -408,10 +376,10 @@ class Reader:
             factor = self.factor()
             factor = power(factor, -ONE) if match and match[1] == "/" else factor
             factors.append(-factor if match and match[2] else factor)
-        return factors[0] if len(factors) == 1 else checked(math.prod(factors[1:], start=factors[0]))
+        return factors[0] if not factors[1:] else checked(math.prod(factors[1:], start=factors[0]))
 
     def starts_factor(self):
-        """Does a factor follow without an operator? 2x, 2(x), 2^{3}5, 2^3 3^2; but not 2 3 or x2."""
+        """Does a factor follow without an operator? 2x, 2(x), 2^{3}5, 2^3 3^2; not 2 3, x2."""
         if self.see(r"[\d.]"):
             after_power = self.see(r"\d+\^") and re.search(r"\^\d+$", self.text[:self.i])
             return after_power or self.text[self.i - 1] in "})]!"
@@ -435,13 +403,12 @@ class Reader:
             whole, part, repeating, exponent = match.groups("")
             value = sympy.Rational(int(whole + part), 10 ** len(part))
             if repeating:
-                value += sympy.Rational(int(repeating), 10 ** len(part) * (10 ** len(repeating) - 1))
+                value += sympy.Rational(int(repeating), (10 ** len(repeating) - 1) * 10 ** len(part))
             return value * sympy.Integer(10) ** int(exponent or 0)
         if match := self.take("⟪([^⟪⟫]*)⟫"):
             rows = [row.split("&") for row in match[1].strip("↵ ").split("↵")]
             return sympy.ImmutableDenseMatrix([[read(cell) for cell in row] for row in rows])
-        if self.take("∅|⦃ ?⦄"):
-            return "list", "∧"
+        if self.take("∅|⦃ ?⦄"): return "list", "∧"
         if match := self.take(r"[({\[⦃]"):
             opening = match[0].strip()
             node = self.answer(opening)
@@ -459,16 +426,13 @@ class Reader:
             self.i = text.end()
             return symbol("text " + plain(text[0]))
         match = self.take(r"([A-Za-zπ∞ℝ…]'*)|\\([A-Za-z]+)|«([^»]*)»(?! ?\()") or self.fail()
-        if match[3]:
-            return symbol(f"«{unit(match[3])}»")
+        if match[3]: return symbol(f"«{unit(match[3])}»")
         name, sub = "".join(match.groups("")), self.take(r"_(?:\{([^{}]*)\}|\\([A-Za-z]+)|(\w))")
         return symbol(name + "_" + re.sub(r"[ \\]", "", "".join(sub.groups(""))) if sub else name)
 
     def command(self, name):
-        if name == "frac":
-            return checked(self.argument() * power(self.argument(), -ONE))
-        if name == "binom":
-            return call("binomial", [self.argument(), self.argument()])
+        if name == "frac": return checked(self.argument() * power(self.argument(), -ONE))
+        if name == "binom": return call("binomial", [self.argument(), self.argument()])
         if name == "sqrt":
             index = self.take(r"\[([^\[\]]*)\]")
             return power(self.argument(r"\d+(?:\.\d+)?"), ONE / (read(index[1]) if index else 2))
@@ -480,7 +444,8 @@ class Reader:
             argument = self.atom()
         else:
             argument = -self.factor() if self.take("-") else self.factor()
-            while self.starts_factor() and not self.see(rf"\(|\\(?:{'|'.join(FUNCTIONS)})(?![a-z])"):
+            ends = rf"\(|\\(?:{'|'.join(FUNCTIONS)})(?![a-z])"
+            while self.starts_factor() and not self.see(ends):
                 argument = argument * self.factor()
         args = argument[2:] if kind(argument) in ("tuple", "list") else [argument]
         value = checked(sympy.log(argument, base)) if base is not None else call(name, args)
@@ -499,46 +464,41 @@ def read(text):
 
 @lru_cache(256)
 def readings(text):
-    """The nodes a text may mean, at most two: 1,234 is a number or a list. Golds come from the cache."""
+    """The nodes a text may mean, at most two: 1,234 is a number or a list."""
     nodes = []
     for thousands in (True, False) if "," in text else (True,):
         try:
             nodes.append(read(prepare(text, thousands)))
-        except Exception:                                            # whatever untrusted text provokes
-            pass
+        except Exception: pass  # whatever untrusted text provokes
     return nodes
 
 # ---------------------------------------------------------------------------- equal formulas
-
 def equal(a, b):
     """Are two expressions the same number, or the same function of their symbols?"""
     if a == b or kind(a) != "value" or kind(b) != "value" or sympy.oo in (abs(a), abs(b)):
         return a == b
-    if (a - b).has(LOG_BASE):                                        # 10 or e, but the same for both
+    if (a - b).has(LOG_BASE):  # 10 or e, but the same for both
         return any(vanishes(replace(a - b, {LOG_BASE: base})) for base in (10 * ONE, sympy.E))
     return vanishes(a - b) or double_precision(a, b) or double_precision(b, a)
 
 def double_precision(a, b):
-    """0.3333333333333333 for 1/3: 15 digits or more, right to the last, for what no decimal can be."""
+    """0.3333333333333333 for 1/3: 15 digits, right to the last, for what no decimal can be."""
     close = a.is_Rational and b.is_Rational and abs(a - b) * a.q < 1 and b.q < 10**6
     return close and abs(a.p) > 10**14 and pow(10, 40, a.q) == 0 != pow(10, 40, b.q)
 
 def is_zero(number, digits=150):
     """Exactly, if it is rational; else sympy adds digits until one is not zero, or says _prec 1."""
-    if number.is_Rational:
-        return number == 0
+    if number.is_Rational: return number == 0
     for value in number.atoms(sympy.Rational):                       # 1 - cos(10^-200) needs more
         digits += min(3000, value.p.bit_length() + value.q.bit_length())
     parts = number.evalf(2, maxn=digits).as_real_imag()
-    if not all(part.is_Float or part == 0 for part in parts):
-        raise Hopeless("no number")
+    if not all(part.is_Float or part == 0 for part in parts): raise Hopeless("no number")
     return all(part == 0 or part._prec == 1 for part in parts)
 
 def vanishes(gap):
     """Is it zero wherever it is defined? Asked at six random points; a number needs none."""
     names = sorted(symbols(gap), key=str)
-    if not names:
-        return is_zero(gap)
+    if not names: return is_zero(gap)
     # under a root or a logarithm school and sympy disagree about negative numbers: not asked there
     inner = [part.args[0] for part in gap.atoms(sympy.log)]
     inner += [part.base for part in gap.atoms(sympy.Pow) if not part.exp.is_Integer]
@@ -550,27 +510,21 @@ def vanishes(gap):
         point = {name: rng.randint(low * step + 1, high * step) * ONE / step for name in names}
         value = replace(gap, point)
         negative = any(part.free_symbols and replace(part, point).is_negative for part in inner)
-        if negative or value.has(sympy.nan, sympy.zoo):
-            continue
+        if negative or value.has(sympy.nan, sympy.zoo): continue
         if is_zero(value, 30 if agreed else 150):
             agreed += 1
         elif gap.has(sympy.I) or value.is_real is not False:         # arcsin 3 has no real value
             return False
-        if agreed == 6:
-            return True
+        if agreed == 6: return True
     return agreed >= 3
 
 # ---------------------------------------------------------------------------- equal answers
-
 def is_name(node):
     r"""x, x_1, AB, |AB|, AB/CD, \angle ABC: may stand before "= 5" and is no part of the answer."""
     node = node.args[0] if isinstance(node, sympy.Abs) else node
-    if kind(node) != "value" or not node.free_symbols or node.has(REALS):
-        return False
+    if kind(node) != "value" or not node.free_symbols or node.has(REALS): return False
     factors = [1 / part if part.is_Pow else part for part in sympy.Mul.make_args(node)]
-    words = any(part.name[0] in "«±" for part in node.free_symbols)
-    if words or not all(part.is_Symbol for part in factors):
-        return False
+    if not all(part.is_Symbol and part.name[0] not in "«±" for part in factors): return False
     capitals = all(part.name[0].isupper() for part in factors)
     return len(factors) == 1 or capitals or {"angle", "overline"} & set(map(str, factors))
 
@@ -594,19 +548,16 @@ def items(node):
     pairs = [assigned(item) for item in found]
     stems = {str(pair[0]).split("_")[0] for pair in pairs if pair}
     names = {str(name).split("_")[0] for pair in pairs if pair for name in symbols(pair[0])}
-    if len(found) == 1 and pairs[0]:
-        return names, items(pairs[0][1])[1]
-    if len(stems) > 1 and None not in pairs:                         # x = 1, y = 2 is the point (1, 2)
+    if len(found) == 1 and pairs[0]: return names, items(pairs[0][1])[1]
+    if len(stems) > 1 and None not in pairs:  # x = 1, y = 2 is the point (1, 2)
         return names, [("tuple", "()", *(value for _, value in sorted(pairs, key=str)))]
     return names, [pair[1] if pair and len(stems) == 1 else x for pair, x in zip(pairs, found)]
 
 def same(a, b):
     """The verdict on two nodes."""
-    if kind(a) == kind(b) == "rel" and same_relation(a, b):
-        return True
+    if kind(a) == kind(b) == "rel" and same_relation(a, b): return True
     (names, left), (other_names, right) = items(a), items(b)
-    if names and other_names and names != other_names:               # both x = 5 and y = 5 are 5
-        return False
+    if names and other_names and names != other_names: return False  # both x = 5 and y = 5 are 5
     return unordered(left, right) or same_region(a, b)
 
 def unordered(left, right):
@@ -614,8 +565,7 @@ def unordered(left, right):
     rest = list(right)
     for item in left:
         found = [k for k, other in enumerate(rest) if same_item(item, other)]
-        if not found:
-            return False
+        if not found: return False
         del rest[found[0]]
     return not rest
 
@@ -626,55 +576,47 @@ def same_item(a, b):
     for ratio, value in ((a, b), (b, a)):
         if kind(ratio) == "ratio" and kind(value) == "value":
             return len(ratio) == 3 and equal(1 / ratio[2], value)
-    if kind(a) != kind(b):
-        return False
-    if kind(a) == "matrix":
-        return a.shape == b.shape and all(map(equal, a, b))
+    if kind(a) != kind(b): return False
+    if kind(a) == "matrix": return a.shape == b.shape and all(map(equal, a, b))
     if kind(a) in ("tuple", "ratio", "set"):
-        return a[:2] == b[:2] and in_order(a[2:], b[2:])             # of a ratio, the first part is 1
+        return a[:2] == b[:2] and in_order(a[2:], b[2:])  # of a ratio, the first part is 1
     return {"value": same_value, "rel": same_relation, "list": same}[kind(a)](a, b)
 
 def same_value(a, b):
-    """Numbers or formulas with their units, of which one may be missing, but both may not differ."""
+    """Numbers or formulas with their units: one may be missing, both may not differ."""
     sides = []
     for value in (a, b):
         words = [name for name in value.free_symbols if name.name[0] == "«"]
         sides.append(value.as_independent(*words, as_Add=False) if words else (value, ONE))
     (a, unit_a), (b, unit_b) = sides
-    if unit_a != unit_b and (1 not in (unit_a, unit_b) or "%»*" in str(unit_a * unit_b)):
-        return False
-    factor = {"«%»": ONE / 100, "«°»": sympy.pi / 180}.get(str(unit_a * unit_b))
-    if factor is None or equal(a, b):
-        return equal(a, b)
+    both = str(unit_a * unit_b)
+    if unit_a != unit_b and (1 not in (unit_a, unit_b) or re.search("[%°]»\\*", both)): return False
+    factor = {"«%»": ONE / 100, "«°»": sympy.pi / 180}.get(both)
+    if factor is None or equal(a, b): return equal(a, b)
     return equal(a * factor, b) if unit_b == 1 else equal(a, b * factor)
 
 def same_relation(a, b):
     """Part by part, or one is a constant times the other (a positive one, of an inequality)."""
-    if a[1] != b[1] or symbols(a) != symbols(b):
-        return False
-    if in_order(a[2:], b[2:]) or a[1] in "=≠" and in_order(a[2:], b[:1:-1]):
-        return True
-    if len(a) > 4 or not all(kind(part) == "value" for part in a[2:] + b[2:]):
-        return False
+    if a[1] != b[1] or symbols(a) != symbols(b): return False
+    if in_order(a[2:], b[2:]) or a[1] in "=≠" and in_order(a[2:], b[:1:-1]): return True
+    if len(a) > 4 or not all(kind(part) == "value" for part in a[2:] + b[2:]): return False
     f, g = a[2] - a[3], b[2] - b[3]
     if a[1] == "=":                                                  # y = 1/x is xy = 1
         f, g = (sympy.fraction(sympy.together(side))[0] for side in (f, g))
     names = sorted(symbols(f), key=str)
     point = {name: (13 + 7 * k) * ONE / (17 + k) for k, name in enumerate(names)}
     f0, g0 = replace(f, point), replace(g, point)
-    if is_zero(f0) or is_zero(g0) or not vanishes(f * g0 - g * f0):
-        return False
+    if is_zero(f0) or is_zero(g0) or not vanishes(f * g0 - g * f0): return False
     return a[1] in "=≠" or bool(f0 / g0 > 0)
 
 def same_region(a, b):
     """Intervals, unions and inequalities in one unknown: do they contain the same real numbers?"""
     try:
         return len(symbols(a) | symbols(b)) <= 1 and region(a) == region(b)
-    except Exception:                                                # what sympy raises is no region
-        return False
+    except Exception: return False  # what sympy raises is no region
 
 def region(node):
-    """The node as a sympy set. A degenerate one (3 < x < 2, x^2 >= 0) is Hopeless: it fits too much."""
+    """The node as a sympy set. A degenerate one (3 < x < 2, x^2 >= 0) is Hopeless."""
     result = sympy.S.Reals if node == REALS else sympy.S.EmptySet
     if kind(node) == "tuple" and len(node) == 4:
         result = sympy.Interval(node[2], node[3], node[1][0] == "(", node[1][1] == ")")
@@ -695,47 +637,39 @@ def region(node):
                           lambda x: sympy.Rational(str(x.evalf(20))))
 
 # ---------------------------------------------------------------------------- one case
-
 def choice(text):
     """The letter of a multiple-choice answer: bracketed, dotted or before what it stands for."""
     text = re.sub(r"[\\{}$*]|text\w*|mathrm|mathbf", " ", SPACING.sub(" ", text)).strip()
     match = (re.fullmatch(r"(?i)(?:(?:option|choice|answer):? )?[(\[]? ?([A-J]) ?[)\]]?[.:]?", text)
              or re.match(r"\( ?([A-J]) ?\)|([A-J])[).:] ", text))
-    if not match or re.search(r"\b[A-J]\b|\bor\b", text[match.end():]):
-        return None
+    if not match or re.search(r"\b[A-J]\b|\bor\b", text[match.end():]): return None
     return (match[1] or match[2]).upper()
 
 def compare(prediction, gold):
     """The whole comparison without limits: what a worker runs."""
     left, right = prepare(prediction), prepare(gold)
-    if left == right:
-        return bool(left)
-    if re.search("[A-J]", gold) and choice(gold) and choice(prediction) and min(len(plain(right)), len(plain(left))) == 1:
-        return choice(gold) == choice(prediction)
+    if left == right: return bool(left)
+    letters = re.search("[A-J]", gold) and min(len(plain(right)), len(plain(left))) == 1
+    if letters and choice(gold) and choice(prediction): return choice(gold) == choice(prediction)
     words = "«" in left + right and not re.search(r"[\d+=<>*/^_|{}\\]", left + right)
-    if words and plain(left) == plain(right):
-        return True
+    if words and plain(left) == plain(right): return True
     for a, b in product(readings(prediction), readings(gold)):
         try:
-            if same(a, b):
-                return True
-        except Exception:                                            # Hopeless, or what sympy raises
-            pass
+            if same(a, b): return True
+        except Exception: pass  # Hopeless, or what sympy raises
     return False
 
 # ---------------------------------------------------------------------------- workers
-
 def work():
-    """A worker: a JSON list of [prediction, gold] a line in, a byte a case out, until the pipe closes.
-    It has sympy, and forked children do the reading: one that is killed is replaced in milliseconds."""
+    """A worker: a JSON list of [prediction, gold] a line in, a byte a case out. It imports sympy;
+    its forked children do the reading, and one that is killed is replaced in milliseconds."""
     load_sympy()
     compare("x^2<4", "(-2,2)")                                   # imports what sympy imports late
-    try:                                                         # macOS refuses, a lower limit stays
+    try:  # macOS refuses, a lower limit stays
         limits = [MEMORY, *resource.getrlimit(resource.RLIMIT_AS)]
         soft = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_AS, (soft, limits[2]))
-    except (OSError, ValueError):
-        pass
+    except (OSError, ValueError): pass
     signal.signal(signal.SIGPROF, signal.SIG_DFL)                # kills even inside a long C call
     sys.set_int_max_str_digits(0)                                # MAX_CHARS bounds them
     os.write(1, b"r")
@@ -753,7 +687,7 @@ def work():
         os.write(1, verdicts[:])
     os._exit(0)
 
-IDLE = {}               # process -> its idle workers, for a forked process must not use its parent's
+IDLE = {}  # process -> its idle workers, for a forked process must not use its parent's
 
 def start():
     """`python reward.py --worker`: a fresh interpreter minds neither threads nor CUDA in this one.
@@ -764,8 +698,7 @@ def start():
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=None if path else work)
-        if receive(worker, 1, 60) == b"r":
-            return worker
+        if receive(worker, 1, 60) == b"r": return worker
         worker.kill()
     raise RuntimeError(f"no worker starts: try {' '.join(command)}")
 
@@ -796,12 +729,12 @@ def ask(cases):
             return [byte == ord("1") for byte in answer]
         worker.kill()
         worker.wait()
-        if not answer:                                           # stopped, not killed: it was a hang
+        if not answer:  # stopped, not killed: it was a hang
             break
     return [False] * len(cases)
 
 def judge(cases):
-    """Verdicts (bool) on (prediction, gold) pairs, in order; what is not cheap, in a worker a core."""
+    """Verdicts (bool) on (prediction, gold) pairs, in order, in parallel where they are not cheap."""
     known = {case: cheap(*case) if all(case) else False for case in cases}
     unclear = [case for case in known if known[case] is None]
     count = min(os.cpu_count() or 1, 16, len(unclear))
@@ -813,7 +746,6 @@ def judge(cases):
     return [known[case] for case in cases]
 
 # ---------------------------------------------------------------------------- the contract
-
 def is_equiv(prediction, gold):
     """Do two answers, without their boxes, mean the same? None is equal to nothing."""
     return None not in (prediction, gold) and judge([(str(prediction), str(gold))])[0]
@@ -833,8 +765,7 @@ def reward(response, answer):
     return rewards([response], [answer])[0]
 
 def main():
-    if sys.argv[1:] == ["--worker"]:
-        return work()
+    if sys.argv[1:] == ["--worker"]: return work()
     if len(sys.argv) != 3:
         print("usage: python reward.py RESPONSE ANSWER", file=sys.stderr)
         sys.exit(2)
