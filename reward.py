@@ -14,8 +14,8 @@ Glossary: `prediction` what stands in the box; `gold` the answer key; `node` wha
 expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ratio or set;
 `Hopeless`: unreadable, undefined or out of bounds: equal to nothing but the same string.
 Where mathematics leaves a choice: 0.33 is not 1/3; n% is n or n/100; log has base 10 or e; an odd
-root of a negative number is real; unknowns are real; (1, 2) is a point or an interval; y = 2x may be
-given as 2x. 5 cm is 5 times the symbol «cm»; a unit may be missing but not differ; a word that is
+root of a negative number is real; unknowns are real; (1, 2) is a point or an interval; y = 2x may
+be 2x. 5 cm is 5 times the symbol «cm»; a unit may be missing but not differ; a word that is
 neither a known unit nor a noun in the plural refuses the answer.
 Left out: numbers in words, conversion of units, determinants, integrals, limits, sums. POSIX only.
 
@@ -64,8 +64,8 @@ POINT = re.compile(r"\((?:(?:0|-?[1-9][0-9]*)(?:,(?!\))|(?=\)))){2,}\)")
 def extract_answer(text):
     r"""Content of the last \boxed{...} or \fbox{...} (str); None if there is none or it is empty.
 
-    Braces are balanced, \{ \} do not count, a box in a box is opened, `\boxed 5` is a box; a last box
-    that was never closed is no answer; only what follows </think> is read."""
+    Braces are balanced, \{ \} do not count, a box in a box is opened, `\boxed 5` is a box; a last
+    box that was never closed is no answer; only what follows </think> is read."""
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
     groups = []                          # open braces: (where the brace's box starts or -1, inside)
     last = (-1, 0, 0, 0)                 # last box: its start, its content from and to, its end
@@ -76,10 +76,11 @@ def extract_answer(text):
             last = (token.start(), token.start(1), token.end(), token.end())
         elif token[0] == "}" and groups:
             start, inside = groups.pop()
-            around = text[inside:last[0]] + text[last[3]:token.start()]
-            if start >= 0 and last[0] >= inside and not around.strip():
-                last = (start, last[1], last[2], token.end())        # a box around a box
-            elif start >= 0:
+            if start < 0: continue
+            alone = last[0] >= inside and not text[inside:last[0]].strip()
+            if alone and not text[last[3]:token.start()].strip():    # a box around a box
+                last = (start, last[1], last[2], token.end())
+            else:
                 last = (start, inside, token.start(), token.end())
     if any(start > last[0] for start, _ in groups): return None
     content = text[last[1]:last[2]].strip()
@@ -108,8 +109,8 @@ def cheap(prediction, gold):
     a, b = rational(prediction), rational(gold)
     if None not in (a, b) and (a == b or 1 in (a.denominator, b.denominator)): return a == b
     # points with whole coordinates, as many on both sides
-    if POINT.fullmatch(prediction) and POINT.fullmatch(gold):
-        if prediction.count(",") == gold.count(","): return False
+    a, b = prediction.replace(", ", ","), gold.replace(", ", ",")
+    if POINT.fullmatch(a) and POINT.fullmatch(b) and a.count(",") == b.count(","): return a == b
     return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
 
 # ---------------------------------------------------------------------------- words
@@ -129,10 +130,11 @@ NOUN = re.compile(r"""(?!(?:plus|minus|times|less|unless|always|besides|is|was|h
 halves|quarters|ones|twos|threes|fives|sixes|nines|zeros|zeroes|tens|dozens|scores|pairs|couples|
 doubles|triples|negatives|opposites|inverses|reciprocals|roots|powers|factorials|logs|multiples|
 percents|modulus|gross|nots|.*(?:third|four|fif|six|seven|eigh|nin|ten|twelf|eleven|teen|tie|
-hundred|thousand|illion)(?:th)?s)$)[a-z]{3,}s|people|men|women|children|mice|geese|dice|fish|sheep""", re.VERBOSE)
+hundred|thousand|illion)(?:th)?s)$)[a-z]{3,}s|
+people|men|women|children|mice|geese|dice|fish|sheep""", re.X)
 LEADING = re.compile(r"""(^|[,;∧∨])(?:\ ?«(?:the|is|are|final|answer|result|solution|value|exactly|
 total|area|volume|perimeter|length|width|height|radius|distance|speed|time|probability|number|sum|
-cost|price|so|we|get|therefore|thus|hence)»)+\ ?[:=]?(?=\ ?[\w({\\«⦃⟪+-])""", re.VERBOSE | re.I)
+cost|price|so|we|get|therefore|thus|hence)»)+\ ?[:=]?(?=\ ?[\w({\\«⦃⟪+-])""", re.X | re.I)
 SHORT_WORDS = set("sq cu no is of to at by in if it we as an am pm be so up on".split())
 
 def word(match):
@@ -165,7 +167,7 @@ def plain(text):
 
 # ---------------------------------------------------------------------------- text to tokens
 # What `prepare` leaves: digits, letters, \commands, { } as TeX groups, one character for every
-# operator, «words», ⦃ ⦄ for set braces, ⟪ ⟫ around a matrix with ↵ between rows, 0.1~6 for 0.1666...
+# operator, «words», ⦃ ⦄ for set braces, ⟪ ⟫ around a matrix, ↵ between rows, 0.1~6 for 0.166...
 
 SYMBOLS = r"""
 * \cdot \times \ast \bullet × · ⋅ ∙ ∗ •    / \div ÷ ⁄ ∕    ± \pm    - − – — ‒ ﹣    ^ **
@@ -292,7 +294,7 @@ def call(name, args):
         if any(is_number(arg) and not (arg.is_Integer and 0 <= arg <= 20_000) for arg in args):
             raise Hopeless("too big")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
-    return value / sympy.log(LOG_BASE) if name == "log" else value  # settled when sides are compared
+    return value / sympy.log(LOG_BASE) if name == "log" else value  # settled when two sides meet
 
 # ---------------------------------------------------------------------------- tokens to nodes
 DEFINES = r"(?:[A-Za-z]|\\[a-z]+ )(?:_\{?\w+\}?)?'*(?:\^\{?-1\}?)?\([A-Za-z0-9, ]+\)="
@@ -403,7 +405,7 @@ class Reader:
             whole, part, repeating, exponent = match.groups("")
             value = sympy.Rational(int(whole + part), 10 ** len(part))
             if repeating:
-                value += sympy.Rational(int(repeating), (10 ** len(repeating) - 1) * 10 ** len(part))
+                value += int(repeating) * ONE / (10 ** len(part + repeating) - 10 ** len(part))
             return value * sympy.Integer(10) ** int(exponent or 0)
         if match := self.take("⟪([^⟪⟫]*)⟫"):
             rows = [row.split("&") for row in match[1].strip("↵ ").split("↵")]
@@ -652,7 +654,7 @@ def compare(prediction, gold):
     letters = re.search("[A-J]", gold) and min(len(plain(right)), len(plain(left))) == 1
     if letters and choice(gold) and choice(prediction): return choice(gold) == choice(prediction)
     words = "«" in left + right and not re.search(r"[\d+=<>*/^_|{}\\]", left + right)
-    if words and plain(left) == plain(right): return True
+    if words and plain(left) == plain(right) != "": return True
     for a, b in product(readings(prediction), readings(gold)):
         try:
             if same(a, b): return True
@@ -734,15 +736,14 @@ def ask(cases):
     return [False] * len(cases)
 
 def judge(cases):
-    """Verdicts (bool) on (prediction, gold) pairs, in order, in parallel where they are not cheap."""
+    """Verdicts (bool) on (prediction, gold) pairs, in order, in parallel where not cheap."""
     known = {case: cheap(*case) if all(case) else False for case in cases}
     unclear = [case for case in known if known[case] is None]
     count = min(os.cpu_count() or 1, 16, len(unclear))
-    if unclear:
-        shares = [unclear[k::count] for k in range(count)]
-        with ThreadPoolExecutor(count) as threads:
-            for share, verdicts in zip(shares, threads.map(ask, shares)):
-                known.update(zip(share, verdicts))
+    shares = [unclear[k::count] for k in range(count)]
+    with ThreadPoolExecutor(count or 1) as threads:
+        for share, verdicts in zip(shares, threads.map(ask, shares)):
+            known.update(zip(share, verdicts))
     return [known[case] for case in cases]
 
 # ---------------------------------------------------------------------------- the contract

@@ -975,6 +975,5 @@ x=5   x=5\text{ or }x=6
 1:00   12:00
 \emptyset   (3,2)   x<x   x\ne x   2<x<1
 (3,2)   x<x   x\ne x   \emptyset   2<x<1   x>3
-e   E   \text{E}
 (23, 0)   (0, 23)   (23, 1)   23,0   \{23,0\}   (23)   23
 """
