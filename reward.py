@@ -11,8 +11,7 @@ false negative starves learning, a hang stops the run, an `eval` hands the machi
    case that needs more is killed and earns 0. Equal strings and plain numbers take microseconds.
 
 Glossary: `prediction` what stands in the box; `gold` the answer key; `node` what was read: a sympy
-expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ratio or set;
-`Hopeless`: unreadable, undefined or out of bounds: equal to nothing but the same string.
+expression or matrix, or a tuple that begins with its kind: list, tuple, rel, ratio or set.
 Where mathematics leaves a choice: 0.33 is not 1/3; n% is n or n/100; log has base 10 or e; an odd
 root of a negative number is real; unknowns are real; (1, 2) is a point or an interval; y = 2x may
 be 2x. 5 cm is 5 times the symbol «cm»; a unit may be missing but not differ; a word that is
@@ -35,17 +34,14 @@ MEMORY = 1 << 30        # bytes of address space a worker may take
 MAX_CHARS = 5_000       # longer texts are compared as strings and plain numbers only
 MAX_BITS = 400_000      # of an exact number: 20,000! fits, 8^8^8 does not
 
-
 class Hopeless(ValueError):
     """Unreadable, undefined, or too big to look at."""
-
 
 def load_sympy():
     """Half a second that only those pay who read: workers, and the command line."""
     global sympy, ONE, REALS, LOG_BASE
     import sympy
     ONE, REALS, LOG_BASE = sympy.Integer(1), symbol("ℝ"), symbol("base of log")
-
 
 # ---------------------------------------------------------------------------- the cheap path
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{|[^\s{}$]*)|\\.|[{}]", re.DOTALL)
@@ -60,10 +56,8 @@ PLAIN = re.compile(
     r"|[+-]?(?:[0-9]{1,300}/|\\frac\{[0-9]{1,300}\}\{)[0-9]{1,300}\}?")
 POINT = re.compile(r"\((?:(?:0|-?[1-9][0-9]*)(?:,(?!\))|(?=\)))){2,}\)")
 
-
 def extract_answer(text):
     r"""Content of the last \boxed{...} or \fbox{...} (str); None if there is none or it is empty.
-
     Braces are balanced, \{ \} do not count, a box in a box is opened, `\boxed 5` is a box; a last
     box that was never closed is no answer; only what follows </think> is read."""
     text = text.rpartition("</think>")[2] if isinstance(text, str) else ""
@@ -117,8 +111,7 @@ def cheap(prediction, gold):
 WORDS = {"and": "∧", "or": "∨", "infinity": "∞", "infty": "∞", "pi": "π", "percent": "«%»",
          "pct": "«%»", "degree": "«°»", "degrees": "«°»", "deg": "«°»", "thousand": "*10^3",
          "million": "*10^6", "billion": "*10^9", "minus": "-", "negative": "-", "plus": "+",
-         "times": "*", "squared": "^2", "cubed": "^3", "per": "/", "mph": "«mi»/«h»", "old": "",
-         "kph": "«km»/«h»", "kmh": "«km»/«h»"}
+         "times": "*", "squared": "^2", "cubed": "^3", "per": "/", "mph": "«mi»/«h»", "old": ""}
 UNITS = {name: names.split()[0] for names in """km kilometer kilometre, m meter metre,
 cm centimeter centimetre, ft foot feet, mm millimeter millimetre, in inch inche, yd yard, mi mile,
 g gram, kg kilogram kilo, mg milligram, lb pound, oz ounce, unit, l L liter litre, s sec second,
@@ -143,7 +136,7 @@ def word(match):
     if text[0] in "«\\" or low in WORDS: return WORDS.get(low, text)
     last = not match.string[match.end():].strip(" .})")
     if text in COMMANDS and not (low in UNITS and last): return f"\\{text} "  # 5 min, but min(5, 6)
-    known = low in UNITS or low.rstrip("s") in UNITS or low in SHORT_WORDS
+    known = low in UNITS or low.rstrip("s") in UNITS or text in SHORT_WORDS
     short = len(text) == 2 or len(text) < 5 and not re.search("[eiou]|(?!^)a", low)
     return text if short and not known else f"«{text}»"
 
@@ -236,7 +229,7 @@ def prepare(text, thousands=True):
     sub(r"«(?:cubic|cu)» ?(«\w+»)", r"\1^3")
     sub("(?:all|«all») ?«reals?» ?(?:«numbers?»)?", "ℝ")
     sub(LEADING, r"\1")
-    sub(r"(?<=[\d}]) ?\(((?:«[^»]*»(?:\^\{?\d\}?)?)+)\)$", r"\1")
+    sub(r"(?<=[\d}]) ?\(((?: ?«[^»]*» ?(?:\^\{?\d\}?)?)+)\)$", r"\1")
     # 101_2 is a symbol; <1, 2> is a point; the bars of |x|; {x : x > 0} is x > 0
     sub(r"\(?(\d+)\)?_(?:\{\(?(\d+)\)?\}|(\d))", r"\\base_{\1b\2\3}")
     sub("^<([^<>]*,[^<>]*)>$", r"(\1)")
@@ -252,8 +245,7 @@ def symbol(name):
 
 def kind(node):
     if isinstance(node, tuple): return node[0]
-    return "value" if isinstance(node, sympy.Expr) else "matrix"
-
+    return "matrix" if isinstance(node, sympy.MatrixBase) else "value"
 def symbols(node):
     """The unknowns in a node."""
     if isinstance(node, tuple): return set().union(*map(symbols, node))
@@ -269,11 +261,10 @@ def replace(node, values):
 
 def checked(value):
     """The number, formula or matrix, if it is defined and not too big."""
-    if not isinstance(value, (sympy.Expr, sympy.MatrixBase)) or value.has(sympy.nan, sympy.zoo):
-        raise Hopeless("undefined")
-    if value.is_Rational and value.p.bit_length() + value.q.bit_length() > MAX_BITS:
-        raise Hopeless("too big")
-    return value
+    if isinstance(value, sympy.Expr) and not value.has(sympy.nan, sympy.zoo):    # a matrix is one too
+        if not value.is_Rational or value.p.bit_length() + value.q.bit_length() < MAX_BITS:
+            return value
+    raise Hopeless("undefined or too big")
 
 def power(base, exponent):
     """base^exponent within bounds; an odd root of a negative real is the real one, as at school."""
@@ -291,8 +282,8 @@ def call(name, args):
     args = [replace(arg, {symbol("«°»"): sympy.pi / 180}) for arg in args]
     if name in ("gcd", "lcm"): return sympy.Integer(getattr(math, name)(*args))
     if name in ("factorial", "binomial"):
-        if any(is_number(arg) and not (arg.is_Integer and 0 <= arg <= 20_000) for arg in args):
-            raise Hopeless("too big")
+        small = all(arg.free_symbols or arg.is_Integer and 0 <= arg <= 20_000 for arg in args)
+        if not small: raise Hopeless("too big, or no number of things")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
     return value / sympy.log(LOG_BASE) if name == "log" else value  # settled when two sides meet
 
@@ -305,17 +296,13 @@ class Reader:
     """A position in a prepared text, and one method a grammar rule:
     answer > relation > union > sum > term > factor > atom. There is no backtracking;
     anything unexpected is Hopeless, and too deep a nesting ends in Python's RecursionError."""
-
     def __init__(self, text):
         self.text, self.i = text, 0
-
     def see(self, pattern):
         return re.compile(f" ?(?:{pattern})").match(self.text, self.i)
-
     def take(self, pattern):
         if match := self.see(pattern): self.i = match.end()
         return match
-
     def fail(self):
         raise Hopeless(f"cannot read {self.text[self.i:self.i + 20]!r}")
 
@@ -693,13 +680,18 @@ IDLE = {}  # process -> its idle workers, for a forked process must not use its 
 
 def start():
     """`python reward.py --worker`: a fresh interpreter minds neither threads nor CUDA in this one.
-    A notebook has no file to start: there the worker is a fork."""
+    A notebook has no file to start: there the worker is a fork that lets go of everything else."""
+    def fork():
+        if os.fork() == 0:
+            os.closerange(3, 4096)
+            work()
+
     path = globals().get("__file__")
     command = [sys.executable, *([os.path.abspath(path), "--worker"] if path else ["-c", ""])]
     for _ in range(3):                                           # killed from outside? once more
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=None if path else work)
+            start_new_session=True, preexec_fn=None if path else fork)
         if receive(worker, 1, 60) == b"r": return worker
         worker.kill()
     raise RuntimeError(f"no worker starts: try {' '.join(command)}")
@@ -778,7 +770,6 @@ def main():
         for node in readings(text)[:1] if text and len(text) <= MAX_CHARS else []:
             print(f"    read as {node}"[:500])
     print("reward:", reward(response, answer))
-
 
 if __name__ == "__main__":
     main()

@@ -251,6 +251,8 @@ x=1=2   0.999...   0.\overline{9}   1.000000000000001   |   \frac{}{}   \sqrt{} 
 \text{or}   \text{and}   \lor   \land   ∅   ∞   ½   ﹣1   x'   \therefore   \approx 1   x\approx x
 1\approx x"""
 ALLOWED = r"""
+A   (A)
+\{1,2\}   x=1\text{ or }x=2
 0   x-x=0   0=0   \{0\}   0\text{ apples}   \sin 0   \log 1   \ln 1   0x   0\cdot x   |x|-|x|   \sqrt{0}   -0   +0   0.0   00
 0   \gcd(0,0)   \lfloor x\rfloor-\lfloor x\rfloor
 1   1=1   1:1   e^0   x^0   x/x   1^x   (-1)^2   \max(0,1)   0!   \binom{0}{0}   0.999...   0.\overline{9}   x:x   a:a   \approx 1   1\approx x
@@ -258,7 +260,7 @@ ALLOWED = r"""
 \frac12   ½
 x   y=x   \{x\}   \{x|x\}
 [0,\infty)   x\ge0   -x\le x
-\emptyset   \{\}   ∅
+\emptyset   \{\}   ∅   x\in\emptyset
 """
 
 SAME = r"""
