@@ -5,8 +5,8 @@ false negative starves learning, a hang stops the run, an `eval` hands the machi
 
 1. The text is read by hand; sympy never sees text (no sympify, parse_expr or parse_latex). What was
    read becomes sympy objects through Python operators, with bounds on powers and factorials.
-2. Two formulas are the same if their difference vanishes at random points (Schwartz-Zippel); sympy
-   evaluates it to as many digits as that takes. Nothing is ever "simplified".
+2. Two formulas are the same if their difference vanishes at random points (Schwartz-Zippel), to as
+   many digits as that takes. Nothing is ever "simplified".
 3. This happens in a worker process, where the kernel gives a case LIMIT seconds and MEMORY bytes: a
    case that needs more is killed and earns 0. Equal strings and plain numbers take microseconds.
 
@@ -72,13 +72,10 @@ def extract_answer(text):
             start, inside = groups.pop()
             if start < 0: continue
             alone = last[0] >= inside and not text[inside:last[0]].strip()
-            if alone and not text[last[3]:token.start()].strip():    # a box around a box
-                last = (start, last[1], last[2], token.end())
-            else:
-                last = (start, inside, token.start(), token.end())
-    if any(start > last[0] for start, _ in groups): return None
-    content = text[last[1]:last[2]].strip()
-    return (content.rstrip(".,;") if last[2] == last[3] else content) or None
+            alone = alone and not text[last[3]:token.start()].strip()        # a box around a box
+            last = (start, *(last[1:3] if alone else (inside, token.start())), token.end())
+    content = text[last[1]:last[2]].rstrip(".,; " if last[2] == last[3] else None).lstrip()
+    return None if any(start > last[0] for start, _ in groups) else content or None
 
 def normalise(text):
     r"""The text without what never carries meaning: $, \left, spacing, \dfrac, a full stop."""
@@ -261,7 +258,7 @@ def replace(node, values):
 
 def checked(value):
     """The number, formula or matrix, if it is defined and not too big."""
-    if isinstance(value, sympy.Expr) and not value.has(sympy.nan, sympy.zoo):    # a matrix is one too
+    if isinstance(value, sympy.Expr) and not value.has(sympy.nan, sympy.zoo):  # a matrix is one too
         if not value.is_Rational or value.p.bit_length() + value.q.bit_length() < MAX_BITS:
             return value
     raise Hopeless("undefined or too big")
@@ -283,7 +280,7 @@ def call(name, args):
     if name in ("gcd", "lcm"): return sympy.Integer(getattr(math, name)(*args))
     if name in ("factorial", "binomial"):
         small = all(arg.free_symbols or arg.is_Integer and 0 <= arg <= 20_000 for arg in args)
-        if not small: raise Hopeless("too big, or no number of things")
+        if not small: raise Hopeless("too big, or no whole number")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
     return value / sympy.log(LOG_BASE) if name == "log" else value  # settled when two sides meet
 
@@ -305,7 +302,6 @@ class Reader:
         return match
     def fail(self):
         raise Hopeless(f"cannot read {self.text[self.i:self.i + 20]!r}")
-
     def chain(self, operand, operators):
         """operand, operator, operand, ...: the operands, and the operators between them."""
         parts, signs = [operand()], ""
@@ -313,13 +309,11 @@ class Reader:
             signs += match[0].strip()
             parts.append(operand())
         return parts, signs
-
     def answer(self, opening=""):
         """Relations between commas, "and", "or": ("list", separator, *items), or the only one."""
         parts, signs = self.chain(self.relation, "(?:[,;] ?)?[∧∨]|[,;]")
         if len(parts) == 1 and opening != "⦃": return parts[0]
         return "list", "∨" if "∨" in signs else "∧", *parts
-
     def relation(self):
         """a < b <= c, y = 2x + 1, x in (2, 6], 4 : 9. A leading "f(x) =" or "=" is dropped."""
         self.take("[=≈]")
@@ -344,12 +338,10 @@ class Reader:
             if kind(left) == kind(right) == "value" and is_number(sympy.expand(left - right)):
                 return self.fail()
         return ("rel", signs, *parts) if signs else parts[0]
-
     def union(self):
         parts, signs = self.chain(self.sum, "[∪∩∖]")
         for sign in signs: parts[:2] = [("set", sign, *parts[:2])]
         return parts[0]
-
     def sum(self):
         terms, signs = [], self.take(SIGNS)
         while signs or not terms:
@@ -358,7 +350,6 @@ class Reader:
             terms.append(-term if signs and signs[0].count("-") % 2 else term)
             signs = self.take(SIGNS)
         return terms[0] if len(terms) == 1 else checked(sum(terms[1:], terms[0]))
-
     def term(self):
         factors = [self.factor()]
         while (match := self.take(r"([*/]) ?(-?)")) or self.starts_factor():
@@ -366,27 +357,23 @@ class Reader:
             factor = power(factor, -ONE) if match and match[1] == "/" else factor
             factors.append(-factor if match and match[2] else factor)
         return factors[0] if not factors[1:] else checked(math.prod(factors[1:], start=factors[0]))
-
     def starts_factor(self):
         """Does a factor follow without an operator? 2x, 2(x), 2^{3}5, 2^3 3^2; not 2 3, x2."""
         if self.see(r"[\d.]"):
             after_power = self.see(r"\d+\^") and re.search(r"\^\d+$", self.text[:self.i])
             return after_power or self.text[self.i - 1] in "})]!"
         return self.see(r"[A-Za-zπ∞({\[⟪«]|\\[A-Za-z]")
-
     def factor(self):
         """An atom and what stands behind it, ! and ^, or in front of it: a currency."""
         currency, node = self.take("«[$€£¥₹]»(?= ?[^ ])"), self.atom()
         while match := self.take(r"!(?![=!])|\^"):
             node = power(node, self.exponent()) if "^" in match[0] else call("factorial", [node])
         return node * symbol(currency[0].strip()) if currency else node
-
     def exponent(self):
-        sign, digits = self.take("[-+]"), self.take(r"\d+(?:\.\d+)?")    # 2^10 is 1024, not 2^1 0
-        exponent = sympy.Rational(digits[0].strip()) if digits else self.atom()
+        sign = self.take("[-+]")
+        exponent = self.argument(r"\d+(?:\.\d+)?")                  # 2^10 is 1024, not 2^1 0
         exponent = power(exponent, self.exponent()) if self.take(r"\^") else exponent
         return -exponent if sign and "-" in sign[0] else exponent
-
     def atom(self):
         if match := self.take(NUMBER):
             whole, part, repeating, exponent = match.groups("")
@@ -407,7 +394,6 @@ class Reader:
             return node
         match = self.take(rf"\\({'|'.join(COMMANDS)})(?![A-Za-z])")
         return self.command(match[1]) if match else self.name()
-
     def name(self):
         r"""x, x_1, \alpha, π, or «words»: a text if they stand alone, else a unit."""
         text = self.see("((?: ?«[^»]*»)+)(?= ?(?:[,;=∧∨:)⦄]|$))")
@@ -418,7 +404,6 @@ class Reader:
         if match[3]: return symbol(f"«{unit(match[3])}»")
         name, sub = "".join(match.groups("")), self.take(r"_(?:\{([^{}]*)\}|\\([A-Za-z]+)|(\w))")
         return symbol(name + "_" + re.sub(r"[ \\]", "", "".join(sub.groups(""))) if sub else name)
-
     def command(self, name):
         if name == "frac": return checked(self.argument() * power(self.argument(), -ONE))
         if name == "binom": return call("binomial", [self.argument(), self.argument()])
@@ -439,7 +424,6 @@ class Reader:
         args = argument[2:] if kind(argument) in ("tuple", "list") else [argument]
         value = checked(sympy.log(argument, base)) if base is not None else call(name, args)
         return power(value, exponent)
-
     def argument(self, digits=r"\d"):
         r"""What \frac and \sqrt take: a group, a token, or so many digits."""
         match = self.take(digits)
@@ -464,8 +448,7 @@ def readings(text):
 # ---------------------------------------------------------------------------- equal formulas
 def equal(a, b):
     """Are two expressions the same number, or the same function of their symbols?"""
-    if a == b or kind(a) != "value" or kind(b) != "value" or sympy.oo in (abs(a), abs(b)):
-        return a == b
+    if a == b or not kind(a) == kind(b) == "value" or sympy.oo in (abs(a), abs(b)): return a == b
     if (a - b).has(LOG_BASE):  # 10 or e, but the same for both
         return any(vanishes(replace(a - b, {LOG_BASE: base})) for base in (10 * ONE, sympy.E))
     return vanishes(a - b) or double_precision(a, b) or double_precision(b, a)
@@ -522,8 +505,7 @@ def assigned(node):
     if kind(node) == "rel" and node[1] == "=":
         for name, value in (node[2:], node[:1:-1]):
             vector = kind(name) == kind(value) != "value"
-            if (vector or is_name(name)) and not symbols(name) & symbols(value):
-                return name, value
+            if (vector or is_name(name)) and not symbols(name) & symbols(value): return name, value
     return None
 
 def items(node):
@@ -547,7 +529,10 @@ def same(a, b):
     if kind(a) == kind(b) == "rel" and same_relation(a, b): return True
     (names, left), (other_names, right) = items(a), items(b)
     if names and other_names and names != other_names: return False  # both x = 5 and y = 5 are 5
-    return unordered(left, right) or same_region(a, b)
+    try:
+        one_unknown = len(symbols(a) | symbols(b)) <= 1
+        return unordered(left, right) or one_unknown and region(a) == region(b)
+    except Exception: return False                                 # what sympy raises is no region
 
 def unordered(left, right):
     """The same items in any order, repetitions counted."""
@@ -598,14 +583,8 @@ def same_relation(a, b):
     if is_zero(f0) or is_zero(g0) or not vanishes(f * g0 - g * f0): return False
     return a[1] in "=≠" or bool(f0 / g0 > 0)
 
-def same_region(a, b):
-    """Intervals, unions and inequalities in one unknown: do they contain the same real numbers?"""
-    try:
-        return len(symbols(a) | symbols(b)) <= 1 and region(a) == region(b)
-    except Exception: return False  # what sympy raises is no region
-
 def region(node):
-    """The node as a sympy set. A degenerate one (3 < x < 2, x^2 >= 0) is Hopeless."""
+    """Intervals, unions, inequalities as a sympy set; (3, 2) and x^2 >= 0 are Hopeless."""
     result = sympy.S.Reals if node == REALS else sympy.S.EmptySet
     if kind(node) == "tuple" and len(node) == 4:
         result = sympy.Interval(node[2], node[3], node[1][0] == "(", node[1][1] == ")")
@@ -619,8 +598,8 @@ def region(node):
         compare = {"<": sympy.Lt, "≤": sympy.Le, "≠": sympy.Ne}
         pairs = zip(node[1], node[2:], node[3:])
         result = sympy.Intersection(*(compare[sign](*pair).as_set() for sign, *pair in pairs))
-    if result == sympy.S.EmptySet or result == sympy.S.Reals and kind(node) == "rel":
-        raise Hopeless("degenerate")
+    everything = result == sympy.S.Reals and kind(node) == "rel"
+    if everything or result == sympy.S.EmptySet: raise Hopeless("degenerate")
     # equal borders become equal objects: irrational ones are rounded to 20 digits
     return result.replace(lambda x: isinstance(x, sympy.Expr) and x.is_finite and not x.is_Rational,
                           lambda x: sympy.Rational(str(x.evalf(20))))
@@ -710,8 +689,7 @@ def ask(cases):
     for _ in range(3):
         try:
             worker = idle.pop()
-        except IndexError:
-            worker = start()
+        except IndexError: worker = start()
         try:
             worker.stdin.write(line)
             worker.stdin.flush()
@@ -747,11 +725,9 @@ def rewards(responses, answers):
     """reward() of many pairs, list[float] in their order, read in parallel where that is needed."""
     if len(responses) != len(answers):
         raise ValueError(f"{len(responses)} responses, but {len(answers)} answers")
-    cases = []
-    for response, answer in zip(responses, answers):
-        gold = "" if answer is None else extract_answer(answer) or str(answer)
-        cases.append((extract_answer(response) or "", gold))
-    return list(map(float, judge(cases)))
+    golds = ["" if answer is None else extract_answer(answer) or str(answer) for answer in answers]
+    predictions = [extract_answer(response) or "" for response in responses]
+    return list(map(float, judge(list(zip(predictions, golds)))))
 
 def reward(response, answer):
     r"""1.0 if the last \boxed{} of the response means the same as the answer, else 0.0."""
@@ -771,5 +747,4 @@ def main():
             print(f"    read as {node}"[:500])
     print("reward:", reward(response, answer))
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__": main()

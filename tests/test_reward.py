@@ -77,7 +77,7 @@ def test_gsm8k_solutions_are_right_and_their_neighbours_wrong():
 
 @pytest.mark.parametrize("text, content", [
     (r"so \boxed{5}.", "5"), (r"\boxed{1} no, \boxed{2}", "2"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    (r"\fbox{7}", "7"), (r"\boxed {7}", "7"), (r"\boxed 7.", "7"), (r"$\boxed7$", "7"), (r"\boxed", None),
+    (r"\fbox{7}", "7"), (r"\boxed {7}", "7"), (r"\boxed 7.", "7"), (r"$\boxed7$", "7"), (r"\boxed", None), (r"\boxed .5.", ".5"),
     (r"\boxed{\boxed{7}}", "7"), (r"\boxed{ \fbox{ 7 } }", "7"), (r"\boxed{1+\boxed{2}}", r"1+\boxed{2}"),
     (r"\boxed{\{1\}}", r"\{1\}"), (r"\boxed{\{1}", r"\{1"), ("\\boxed{1\n2}", "1\n2"), (r"\boxed{ }", None),
     (r"<think>\boxed{1}</think> \boxed{2}", "2"), (r"<think>\boxed{1}</think> 2", None), ("boxed{1}", None),
