@@ -120,11 +120,11 @@ def panel(box, title, lines, bands=()):
 # ---- pictures -----------------------------------------------------------------------------------
 
 def curves(rows):
-    """Greedy accuracy on hard problems over training: the mean of all seeds, and a band that holds
+    """Greedy accuracy on hard problems over 80 batches: the mean of all seeds, and a band that holds
     every one. rows: those of rl.jsonl."""
     lines, bands = [], []
     for arm, name in METHODS.items():
-        seeds = [row["curve"] for row in rows if row["arm"] == arm and row["stage"] == "report"]
+        seeds = [row["curve"] for row in rows if row["arm"] == f"{arm}, 80 batches"]
         if not seeds:
             continue
         # All seeds were measured at the same steps.

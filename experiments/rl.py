@@ -74,7 +74,7 @@ for name, change in DATA.items():
     for method in ("prefix_rft", "sft_rft"):
         ARMS[f"{method}, {name}"] = {**MAIN[method], **change, "samples": 8, "tune_like": method}
 
-for name in ("prefix_rft", "luffy", "sft_rft", "rft"):
+for name in ("prefix_rft", "luffy", "sft_rft", "sft", "rft"):
     ARMS[f"{name}, 80 batches"] = {**MAIN[name], "steps": 80, "samples": 8, "tune_like": name}
 
 COLUMNS = {split: split for split in SPLITS}

@@ -506,7 +506,7 @@ def test_curves_and_their_bands():
     rows = []
     for seed, end in enumerate((0.2, 0.5, 0.8)):
         for arm in ("sft", "rft"):
-            rows.append({"arm": arm, "stage": "report", "curve": [[0, 0.0], [20, end]]})
+            rows.append({"arm": f"{arm}, 80 batches", "stage": "report", "curve": [[0, 0.0], [20, end]]})
     rows.append({"arm": "sft", "stage": "tune"})
     root = picture(draw.curves(rows))
     lines, bands = [], []
