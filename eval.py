@@ -6,8 +6,8 @@ avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 
 pass@k is the chance that one of k answers is right (2107.03374). The 95 % interval draws the
 *problems* anew: n answers to one problem are not n independent facts.
 
-The file is also the border. What a user can get wrong - a flag, a line of a file, a checkpoint - is
-met here with an InputError: one sentence that says where, what, and how to mend it.
+What a user can get wrong - a flag, a line of a file, a checkpoint - is met here with an InputError:
+one sentence that says where, what, and how to mend it. The other files do not check it again.
 
     n, c, k   answers sampled a problem, how many of them are right, how many one is allowed
     problem   {"problem", "solution", "answer"}, which load_problems makes of a line
@@ -99,21 +99,18 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     parser = HfArgumentParser(Flags, description=title, allow_abbrev=False)
     parser.error = refuse
     for action in parser._actions[1:]:                   # the first is --help
-        defaults = str(action.default) or "none"
+        action.help += " (default: %(default)s"
         for name, others in {"toy": toy_defaults, **methods}.items():
             if others.get(action.dest, action.default) != action.default:
-                defaults += f", {name}: {others[action.dest]}"
-        action.help += f" (default: {defaults})"
-        action.default = argparse.SUPPRESS               # leaves only what was typed
-    typed = vars(parser.parse_args(argv))
-
-    flags = Flags(**typed)
-    defaults = {}
+                action.help += f", {name}: {others[action.dest]}"
+        action.help += ")"
+    # whose defaults hold depends on --data and --method, so the line is read twice
+    flags = parser.parse_args(argv)
     if toy_defaults and flags.data == "toy":
-        defaults.update(toy_defaults)
+        parser.set_defaults(**toy_defaults)
     if methods:
-        defaults.update(methods[flags.method])
-    return Flags(**{**defaults, **typed})
+        parser.set_defaults(**methods[flags.method])
+    return Flags(**vars(parser.parse_args(argv)))
 
 
 def run_script(main, Flags, toy_defaults={}, methods={}):
@@ -137,12 +134,12 @@ def printable(text):
 
 def pick_device(name):
     """"auto" (the GPU if there is one), "cpu" or "cuda" -> torch.device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
+    if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU here, choose auto or cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
@@ -189,15 +186,17 @@ def read_log(path):
 
 
 def read_rows(path):
-    """A JSONL file or one JSON array -> list of (place, row), place being "my.jsonl line 3"."""
-    path = str(path)
-    file = download(path) if path.startswith("hf://") else path
+    """A JSONL file or one JSON array, here or on the Hub -> list of (place, row), place being
+    "my.jsonl line 3"."""
+    path = file = str(path)
     try:
+        if path.startswith("hf://"):
+            owner, name, inside = path.removeprefix("hf://").split("/", 2)
+            file = huggingface_hub.hf_hub_download(f"{owner}/{name}", inside, repo_type="dataset")
         text = Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it so") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
+    except Exception as error:                           # absent, offline, gated, no text, ...
+        raise InputError(f"{path} cannot be read: {one_line(error)}; give a .jsonl or .json file "
+                         "in UTF-8 or hf://owner/name/path/to/file.jsonl") from None
 
     rows = []
     if text.lstrip().startswith("["):
@@ -224,16 +223,6 @@ def parse_json(text, path, line=1):
         line += getattr(error, "lineno", 1) - 1
         why = getattr(error, "msg", one_line(error))
         raise InputError(f"{path} line {line} is not valid JSON: {why}") from None
-
-
-def download(path):
-    """hf://owner/name/path/to/file -> where the file lies in the local Hub cache."""
-    try:
-        owner, name, file = path.removeprefix("hf://").split("/", 2)
-        return huggingface_hub.hf_hub_download(f"{owner}/{name}", file, repo_type="dataset")
-    except Exception as error:                           # incomplete, offline, gated, renamed, ...
-        raise InputError(f"{path} could not be downloaded: {one_line(error)}; write "
-                         "hf://owner/name/path/to/file.jsonl") from None
 
 
 # ---- problems -----------------------------------------------------------------------------------
@@ -351,15 +340,29 @@ def load_model(name, device, seed=0):
         raise InputError(f"--model {name} is no directory: give one, a Hub id or toy")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        # absent weights and those of another shape come back in info, to be named below
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False,
             output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:                           # the libraries raise a dozen kinds
         raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
-    # what can be loaded may still be no language model
     model = model.to(device).eval()
-    fault = find_fault(model, tokenizer, [*info["missing_keys"], *info["mismatched_keys"]])
+    # in a decoder the second token cannot change what is said after the first
+    with torch.no_grad():
+        one, other = model(torch.tensor([[0, 0], [0, 1]], device=device)).logits[:, 0].float()
+    fault = ""
+    absent = [*info["missing_keys"], *info["mismatched_keys"]]
+    if absent:
+        fault = f"lacks weights, or has them in another shape ({absent[0]}): give a complete model"
+    elif not tokenizer("1 + 1", add_special_tokens=False).input_ids:
+        fault = "has no tokenizer: save one beside it (tokenizer.save_pretrained)"
+    elif tokenizer.eos_token_id is None:
+        fault = "has a tokenizer without eos_token: name one in tokenizer_config.json"
+    elif len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        fault = "has a tokenizer with more tokens than the model: they do not belong together"
+    elif not one.isfinite().all():
+        fault = "computes nan or inf: its weights are damaged"
+    elif (one - other).abs().max() > 1e-4 * one.abs().max():
+        fault = "looks ahead, as an encoder does: give a decoder-only language model"
     if fault:
         raise InputError(f"--model {name} {fault}")
     if tokenizer.pad_token_id is None:
@@ -367,39 +370,19 @@ def load_model(name, device, seed=0):
     return model, tokenizer
 
 
-@torch.no_grad()
-def find_fault(model, tokenizer, absent):
-    """Why what was loaded is no model to sample from, or None. absent: weights not in its files."""
-    if absent:
-        return f"lacks weights, or has them in another shape ({absent[0]}): give a complete model"
-    if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
-        return "has no tokenizer: save one beside it (tokenizer.save_pretrained)"
-    if tokenizer.eos_token_id is None:
-        return "has a tokenizer without eos_token: name one in tokenizer_config.json"
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        return "has a tokenizer with more tokens than the model: they do not belong together"
-    # in a decoder the second token cannot change what is said after the first
-    pair = torch.tensor([[0, 0], [0, 1]], device=model.device)
-    one, other = model(pair).logits[:, 0].float()        # (V,) each
-    if not one.isfinite().all():
-        return "computes nan or inf: its weights are damaged"
-    if (one - other).abs().max() > 1e-4 * one.abs().max():
-        return "looks ahead, as an encoder does: give a decoder-only language model"
-
-
 def prompt_ids(tokenizer, problem):
     """A problem (a text, or chat turns as they stand) -> ids up to where the response begins."""
-    turns = problem
     if isinstance(problem, str):
-        turns = [{"role": "user", "content": problem + INSTRUCTION}]
+        problem = [{"role": "user", "content": problem + INSTRUCTION}]
     if tokenizer.chat_template:
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(problem, tokenize=False,
+                                                 add_generation_prompt=True)
         except Exception as error:                       # a template may refuse, say, a system turn
             raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(text, add_special_tokens=False).input_ids
     # a base model: the text and a line's end
-    ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
+    ids = tokenizer("".join(turn["content"] + "\n" for turn in problem)).input_ids
     if ids[-1] == tokenizer.eos_token_id:                # some tokenizers close every text
         ids = ids[:-1]
     return ids
@@ -467,9 +450,7 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k:
     share}, "length": mean tokens, "finished": share that ended by themselves, "seconds" of
     sampling, "tokens_per_s"}; keep=True adds "responses", for every problem a list of n {"text",
-    "reward", "length", "finished"}. InputError if some k > n or a prompt is too long."""
-    if max(ks) > n:
-        raise InputError(f"--ks {max(ks)} is more than --n {n}: pass@k needs k <= n")
+    "reward", "length", "finished"}. InputError if a prompt is too long."""
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens, rows)
@@ -482,23 +463,22 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     # score: sample i answers problem i // n
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     scores = rewards(texts, [problems[i // n]["answer"] for i in range(len(samples))])
-    responses = [[] for _ in problems]
-    for i, sample in enumerate(samples):
-        responses[i // n].append({"text": texts[i], "reward": float(scores[i]),
-                                  "length": len(sample.tokens), "finished": sample.finished})
-
     right = np.reshape(scores, (-1, n)).sum(1).astype(int).tolist()        # c of every problem
-    tokens = sum(len(sample.tokens) for sample in samples)
+    lengths = [len(sample.tokens) for sample in samples]
+    finished = [sample.finished for sample in samples]
     pass_k = {}
     for k in ks:
         pass_k[k] = float(np.mean([pass_at_k(n, c, k) for c in right]))
     result = {"problems": len(problems), "n": n, "avg@n": float(np.mean(scores)),
               "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
-              "length": tokens / len(samples),
-              "finished": float(np.mean([sample.finished for sample in samples])),
-              "seconds": seconds, "tokens_per_s": tokens / seconds}
+              "length": float(np.mean(lengths)), "finished": float(np.mean(finished)),
+              "seconds": seconds, "tokens_per_s": sum(lengths) / seconds}
     if keep:
-        result["responses"] = responses
+        result["responses"] = [[] for _ in problems]
+        for i in range(len(samples)):
+            response = {"text": texts[i], "reward": float(scores[i]), "length": lengths[i],
+                        "finished": finished[i]}
+            result["responses"][i // n].append(response)
     return result
 
 
@@ -506,9 +486,8 @@ def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, rows=64, sampl
     """{title: problems} -> {title: share answered rightly, greedily}."""
     accuracy = {}
     for title, problems in benchmarks.items():
-        result = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens, rows=rows,
-                          sampler=sampler)
-        accuracy[title] = result["avg@n"]
+        accuracy[title] = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens,
+                                   rows=rows, sampler=sampler)["avg@n"]
     return accuracy
 
 
@@ -531,7 +510,6 @@ class Flags:
 
 
 def main(flags):
-    # mistakes are met before a model is loaded
     if flags.temperature == 0 and flags.n > 1:
         raise InputError(f"--n {flags.n} greedy responses are all the same: add --temperature 0.6")
     if max(flags.ks) > flags.n:
