@@ -6,13 +6,11 @@ avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 
 pass@k is the chance that one of k answers is right (2107.03374). The 95 % interval draws the
 *problems* anew: n answers to one problem are not n independent facts.
 
-The file is also the border. What a user can get wrong - a flag, a line of a file, a checkpoint - is
-met here with an InputError: one sentence that says where, what, and how to mend it. Behind the
-border nothing is checked twice.
+What a user can get wrong - a flag, a line of a file, a checkpoint - is met here with an InputError:
+one sentence that says where, what, and how to mend it. The other files do not check it again.
 
     n, c, k   answers sampled a problem, how many of them are right, how many one is allowed
-    row       one line of a file
-    problem   {"problem", "solution", "answer"}, which load_problems makes of a row
+    problem   {"problem", "solution", "answer"}, which load_problems makes of a line
 
 Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
@@ -28,14 +26,13 @@ import os
 import re
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 import toy
@@ -68,16 +65,13 @@ def one_line(error):
 # ---- flags --------------------------------------------------------------------------------------
 
 class InRange(argparse.Action):
-    """Stores a number, or a list of them, if low <= number <= high; nan is in no range."""
-
-    def __init__(self, low, high, **kwargs):
-        super().__init__(**kwargs)
-        self.low, self.high = low, high
+    """Stores a number, or a list of them; const is (lowest, highest), and nan is in no range."""
 
     def __call__(self, parser, namespace, values, option):
+        low, high = self.const
         for number in values if isinstance(values, list) else [values]:
-            if not self.low <= number <= self.high:
-                refuse(f"{option} {number} is out of range: {self.low} to {self.high}")
+            if not low <= number <= high:
+                refuse(f"{option} {number} is out of range: {low} to {high}")
         setattr(namespace, self.dest, values)
 
 
@@ -85,7 +79,7 @@ def flag(default, help, low=None, high=None):
     """A field of a Flags dataclass; a number has an inclusive range."""
     metadata = {"help": help.replace("%", "%%")}         # argparse formats help with %
     if low is not None:
-        metadata.update(action=InRange, low=low, high=high)
+        metadata.update(action=InRange, const=(low, high))
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -104,24 +98,19 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     title = sys.modules[Flags.__module__].__doc__.strip().split("\n")[0]
     parser = HfArgumentParser(Flags, description=title, allow_abbrev=False)
     parser.error = refuse
-    # the help names all defaults; the parser is to know none, so that it tells what was typed
     for action in parser._actions[1:]:                   # the first is --help
-        defaults = str(action.default) or "none"
+        action.help += " (default: %(default)s"
         for name, others in {"toy": toy_defaults, **methods}.items():
             if others.get(action.dest, action.default) != action.default:
-                defaults += f", {name}: {others[action.dest]}"
-        action.help += f" (default: {defaults})"
-        action.default = argparse.SUPPRESS
-    typed = vars(parser.parse_args(argv))
-
-    # whose defaults hold depends on --data and --method
-    flags = Flags(**typed)
-    defaults = {}
+                action.help += f", {name}: {others[action.dest]}"
+        action.help += ")"
+    # whose defaults hold depends on --data and --method, so the line is read twice
+    flags = parser.parse_args(argv)
     if toy_defaults and flags.data == "toy":
-        defaults.update(toy_defaults)
+        parser.set_defaults(**toy_defaults)
     if methods:
-        defaults.update(methods[flags.method])
-    return Flags(**{**defaults, **typed})
+        parser.set_defaults(**methods[flags.method])
+    return Flags(**vars(parser.parse_args(argv)))
 
 
 def run_script(main, Flags, toy_defaults={}, methods={}):
@@ -145,12 +134,12 @@ def printable(text):
 
 def pick_device(name):
     """"auto" (the GPU if there is one), "cpu" or "cuda" -> torch.device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
+    if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch finds no GPU here, choose auto or cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
@@ -182,8 +171,7 @@ def write_rows(path, rows):
 
 
 def repeat_flags(before, now):
-    """InputError if a run that is resumed does not have the flags it was started with: it would not
-    end where it would have ended undisturbed."""
+    """InputError if a resumed run lacks a flag of its start: it would end elsewhere."""
     for name, value in before.items():
         if now.get(name) != value:
             raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
@@ -198,22 +186,24 @@ def read_log(path):
 
 
 def read_rows(path):
-    """A JSONL file or one JSON array -> list of (place, row), place being "my.jsonl line 3"."""
-    path = str(path)
-    file = download(path) if path.startswith("hf://") else path
+    """A JSONL file or one JSON array, here or on the Hub -> list of (place, row), place being
+    "my.jsonl line 3"."""
+    path = file = str(path)
     try:
+        if path.startswith("hf://"):
+            owner, name, inside = path.removeprefix("hf://").split("/", 2)
+            file = huggingface_hub.hf_hub_download(f"{owner}/{name}", inside, repo_type="dataset")
         text = Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it so") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, give a .jsonl or .json file") from None
+    except Exception as error:                           # absent, offline, gated, no text, ...
+        raise InputError(f"{path} cannot be read: {one_line(error)}; give a .jsonl or .json file "
+                         "in UTF-8 or hf://owner/name/path/to/file.jsonl") from None
 
-    # not splitlines: a text may hold U+2028 and other ends of lines that JSON does not know
     rows = []
     if text.lstrip().startswith("["):
         for number, row in enumerate(parse_json(text, path), 1):
             rows.append((f"{path} item {number}", row))
     else:
+        # not splitlines: a text may hold U+2028, which ends no line of JSON
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 rows.append((f"{path} line {number}", parse_json(line, path, number)))
@@ -235,17 +225,6 @@ def parse_json(text, path, line=1):
         raise InputError(f"{path} line {line} is not valid JSON: {why}") from None
 
 
-def download(path):
-    """hf://owner/name/path/to/file -> where the file lies in the local Hub cache."""
-    found = re.fullmatch("hf://([^/]+/[^/]+)/(.+)", path)
-    if not found:
-        raise InputError(f"{path} is incomplete: write hf://owner/name/path/to/file.jsonl")
-    try:
-        return huggingface_hub.hf_hub_download(*found.groups(), repo_type="dataset")
-    except Exception as error:                           # offline, gated, renamed, ...
-        raise InputError(f"{path} could not be downloaded: {one_line(error)}") from None
-
-
 # ---- problems -----------------------------------------------------------------------------------
 
 def load_problems(path, require=("answer",), seed=0):
@@ -253,21 +232,19 @@ def load_problems(path, require=("answer",), seed=0):
     of the toy's training split ("toy", which alone has a seed).
 
     Returns a list of {"problem": str or chat turns, "solution": str, list of str or None, "answer":
-    str or None}; the keys in `require` are never empty. InputError names the file, the line and
-    what is wrong with it: no line is skipped."""
+    str or None}; the keys in `require` are never empty. No line is skipped: InputError names it."""
     if path == "toy":
         return toy.problems("train", seed=seed)
     problems = []
     for place, row in read_rows(path):
         try:
-            problem = to_problem(row)
+            problems.append(to_problem(row))
             for key in require:
-                if problem[key] is None:
+                if problems[-1][key] is None:
                     raise InputError(f"{key} ({'|'.join(ALIASES[key])}) is missing or empty")
         except InputError as error:
             raise InputError(f"{place}: {error}; its keys are: {', '.join(row) or 'none'}; other "
                              "formats: python bridges/convert.py in.jsonl out.jsonl") from None
-        problems.append(problem)
     if not problems:
         raise InputError(f"{path} is empty: give one JSON object with problem and answer a line")
     return problems
@@ -282,7 +259,6 @@ def demonstrations(problem):
 def to_problem(row):
     """A row with our keys or their aliases, or of GSM8K -> a problem; solution and answer may be
     None. InputError if a value is no text, or if the row is multiple choice."""
-    # multiple choice would lose its options
     for key in ("choices", "options"):
         if row.get(key):
             raise InputError(f"the problem would lose its {key}")
@@ -291,21 +267,23 @@ def to_problem(row):
     answer = first_alias(row, "answer")
 
     # all are texts, but a problem may be a chat, a solution a list of texts, an answer a number
-    solutions = solution if isinstance(solution, list) else [solution]
     if not is_text(problem) and not is_chat(problem):
         raise InputError(f"problem ({'|'.join(ALIASES['problem'])}) must be a text or a chat "
                          f'[{{"role": "user", "content": "..."}}], not {str(problem)[:40]}')
-    if solution is not None and not all(is_text(text) for text in solutions):
+    solutions = solution if isinstance(solution, list) else [solution]
+    if solution is not None and not all(map(is_text, solutions)):
         raise InputError(f"solution must be a text or a list of texts, not {str(solution)[:40]}")
     if type(answer) in (int, float):
         answer = str(answer)
     if answer is not None and not is_text(answer):
         raise InputError(f"answer must be a text or a number, not {str(answer)[:40]}")
 
-    # GSM8K keeps both in its answer; else the box of a solution may say the answer
+    # GSM8K keeps both in its answer: "48/2 = <<48/2=24>>24 ... #### 1,042"
     if answer and "####" in answer:
-        worked, answer = split_gsm8k(answer)
-        solution = solution or worked
+        worked, _, answer = answer.rpartition("####")
+        answer = re.sub(r"(?<=\d),(?=\d{3})", "", answer.strip())
+        worked = re.sub("<<[^<>]*>>", "", worked).strip()          # marks meant for a calculator
+        solution = solution or f"{worked}\nThe answer is \\boxed{{{answer}}}."
     elif not answer and solution and "\\boxed" in solutions[0]:
         answer = extract_answer(solutions[0])
     return {"problem": problem, "solution": solution, "answer": answer}
@@ -324,22 +302,14 @@ def is_text(value):
 
 def is_chat(value):
     """Whether value is a list of {"role": text, "content": text}."""
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         return False
     for turn in value:
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        if not isinstance(turn, dict):
             return False
-        if not isinstance(turn.get("content"), str):
+        if not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
             return False
-    return True
-
-
-def split_gsm8k(answer):
-    """GSM8K's "48/2 = <<48/2=24>>24 ... #### 1,042" -> (demonstration with a box, "1042")."""
-    worked, _, final = answer.rpartition("####")
-    final = re.sub(r"(?<=\d),(?=\d{3})", "", final.strip())
-    worked = re.sub("<<[^<>]*>>", "", worked).strip()    # marks meant for a calculator
-    return f"{worked}\nThe answer is \\boxed{{{final}}}.", final
+    return value != []
 
 
 def load_benchmarks(names):
@@ -370,15 +340,29 @@ def load_model(name, device, seed=0):
         raise InputError(f"--model {name} is no directory: give one, a Hub id or toy")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        # absent weights and those of another shape come back in info, to be named below
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False,
             output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:                           # the libraries raise a dozen kinds
         raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
-    # what can be loaded may still be no language model
     model = model.to(device).eval()
-    fault = find_fault(model, tokenizer, [*info["missing_keys"], *info["mismatched_keys"]])
+    # in a decoder the second token cannot change what is said after the first
+    with torch.no_grad():
+        one, other = model(torch.tensor([[0, 0], [0, 1]], device=device)).logits[:, 0].float()
+    fault = ""
+    absent = [*info["missing_keys"], *info["mismatched_keys"]]
+    if absent:
+        fault = f"lacks weights, or has them in another shape ({absent[0]}): give a complete model"
+    elif not tokenizer("1 + 1", add_special_tokens=False).input_ids:
+        fault = "has no tokenizer: save one beside it (tokenizer.save_pretrained)"
+    elif tokenizer.eos_token_id is None:
+        fault = "has a tokenizer without eos_token: name one in tokenizer_config.json"
+    elif len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        fault = "has a tokenizer with more tokens than the model: they do not belong together"
+    elif not one.isfinite().all():
+        fault = "computes nan or inf: its weights are damaged"
+    elif (one - other).abs().max() > 1e-4 * one.abs().max():
+        fault = "looks ahead, as an encoder does: give a decoder-only language model"
     if fault:
         raise InputError(f"--model {name} {fault}")
     if tokenizer.pad_token_id is None:
@@ -386,39 +370,19 @@ def load_model(name, device, seed=0):
     return model, tokenizer
 
 
-@torch.no_grad()
-def find_fault(model, tokenizer, absent):
-    """Why what was loaded is no model to sample from, or None. absent: weights not in its files."""
-    if absent:
-        return f"lacks weights, or has them in another shape ({absent[0]}): give a complete model"
-    if not tokenizer("1 + 1", add_special_tokens=False).input_ids:
-        return "has no tokenizer: save one beside it (tokenizer.save_pretrained)"
-    if tokenizer.eos_token_id is None:
-        return "has a tokenizer without eos_token: name one in tokenizer_config.json"
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        return "has a tokenizer with more tokens than the model: they do not belong together"
-    # in a decoder the second token cannot change what is said after the first
-    pair = torch.tensor([[0, 0], [0, 1]], device=model.device)
-    one, other = model(pair).logits[:, 0].float()        # (V,) each
-    if not one.isfinite().all():
-        return "computes nan or inf: its weights are damaged"
-    if (one - other).abs().max() > 1e-4 * one.abs().max():
-        return "looks ahead, as an encoder does: give a decoder-only language model"
-
-
 def prompt_ids(tokenizer, problem):
     """A problem (a text, or chat turns as they stand) -> ids up to where the response begins."""
-    turns = problem
     if isinstance(problem, str):
-        turns = [{"role": "user", "content": problem + INSTRUCTION}]
+        problem = [{"role": "user", "content": problem + INSTRUCTION}]
     if tokenizer.chat_template:
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(problem, tokenize=False,
+                                                 add_generation_prompt=True)
         except Exception as error:                       # a template may refuse, say, a system turn
             raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(text, add_special_tokens=False).input_ids
     # a base model: the text and a line's end
-    ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
+    ids = tokenizer("".join(turn["content"] + "\n" for turn in problem)).input_ids
     if ids[-1] == tokenizer.eos_token_id:                # some tokenizers close every text
         ids = ids[:-1]
     return ids
@@ -444,10 +408,9 @@ def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     On a GPU it samples from a bfloat16 copy of the model, half the memory traffic, as of the last
     sampler.sync(model). InputError if a prompt does not fit or the sampler cannot serve the model.
     """
-    # the longest prompt and what is left of the model's context
     if streams == 2:
         prompts = [ids for pair in prompts for ids in pair]
-    longest = max(len(ids) for ids in prompts)
+    longest = max(map(len, prompts))
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     if longest >= context:
         raise InputError(f"a prompt has {longest} tokens, the model reads {context}: shorten it")
@@ -484,10 +447,10 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     """Answer every problem (as from load_problems) n times and score; temperature 0 is greedy.
 
     sampler: one to use again, with room enough; it is given the model's present weights first.
-    Returns what summarise() does; keep=True adds "responses", for every problem a list of n
-    {"text", "reward", "length", "finished"}. InputError if some k > n or a prompt is too long."""
-    if max(ks) > n:
-        raise InputError(f"--ks {max(ks)} is more than --n {n}: pass@k needs k <= n")
+    Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k:
+    share}, "length": mean tokens, "finished": share that ended by themselves, "seconds" of
+    sampling, "tokens_per_s"}; keep=True adds "responses", for every problem a list of n {"text",
+    "reward", "length", "finished"}. InputError if a prompt is too long."""
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens, rows)
@@ -500,69 +463,35 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     # score: sample i answers problem i // n
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     scores = rewards(texts, [problems[i // n]["answer"] for i in range(len(samples))])
-    responses = [[] for _ in problems]
-    for i, sample in enumerate(samples):
-        responses[i // n].append({"text": texts[i], "reward": float(scores[i]),
-                                  "length": len(sample.tokens), "finished": sample.finished})
-    result = summarise(responses, ks, seconds, seed)
-    if keep:
-        result["responses"] = responses
-    return result
-
-
-def summarise(responses, ks, seconds, seed=0):
-    """n responses for every problem -> {"problems": count, "n", "avg@n": mean reward, "ci95": (low,
-    high), "pass@k": {k: share}, "length": mean tokens, "finished": share that ended by themselves,
-    "seconds" of sampling, "tokens_per_s"}."""
-    n = len(responses[0])
-    right, tokens, finished = [], 0, 0
-    for row in responses:
-        right.append(int(sum(r["reward"] for r in row)))                  # c of every problem
-        tokens += sum(r["length"] for r in row)
-        finished += sum(r["finished"] for r in row)
+    right = np.reshape(scores, (-1, n)).sum(1).astype(int).tolist()        # c of every problem
+    lengths = [len(sample.tokens) for sample in samples]
+    finished = [sample.finished for sample in samples]
     pass_k = {}
     for k in ks:
         pass_k[k] = float(np.mean([pass_at_k(n, c, k) for c in right]))
-    count = n * len(responses)
-    return {"problems": len(responses), "n": n, "avg@n": sum(right) / count,
-            "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
-            "length": tokens / count, "finished": finished / count,
-            "seconds": seconds, "tokens_per_s": tokens / seconds}
+    result = {"problems": len(problems), "n": n, "avg@n": float(np.mean(scores)),
+              "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
+              "length": float(np.mean(lengths)), "finished": float(np.mean(finished)),
+              "seconds": seconds, "tokens_per_s": sum(lengths) / seconds}
+    if keep:
+        result["responses"] = [[] for _ in problems]
+        for i in range(len(samples)):
+            response = {"text": texts[i], "reward": float(scores[i]), "length": lengths[i],
+                        "finished": finished[i]}
+            result["responses"][i // n].append(response)
+    return result
 
 
 def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, rows=64, sampler=None):
     """{title: problems} -> {title: share answered rightly, greedily}."""
     accuracy = {}
     for title, problems in benchmarks.items():
-        result = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens, rows=rows,
-                          sampler=sampler)
-        accuracy[title] = result["avg@n"]
+        accuracy[title] = evaluate(model, tokenizer, problems, max_new_tokens=max_new_tokens,
+                                   rows=rows, sampler=sampler)["avg@n"]
     return accuracy
 
 
 # ---- the script: a file of responses a benchmark, results.json, a table -------------------------
-
-def print_table(results):
-    """{title: summary} -> a line a benchmark."""
-    print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  tokens/s  pass@k")
-    for title, r in results.items():
-        low, high = r["ci95"]
-        pass_k = "  ".join(f"{k}: {share:.3f}" for k, share in r["pass@k"].items())
-        print(f"{title[:16]:16} {r['problems']:8}  {r['avg@n']:.3f}   {low:.3f} - {high:.3f} "
-              f"{r['length']:8.1f} {r['finished']:9.3f} {r['tokens_per_s']:9.0f}  {pass_k}")
-
-
-def finished_rows(file, problems, chunk):
-    """What a killed run had answered, in whole chunks of problems: the same batches round the same
-    way, so a resumed run ends exactly as an undisturbed one."""
-    rows = read_log(file)
-    answered = [(row.get("problem"), row.get("answer")) for row in rows]
-    if answered != [(p["problem"], p["answer"]) for p in problems[:len(rows)]]:
-        raise InputError(f"--resume: {file} answers other problems, name another --out")
-    if len(rows) < len(problems):
-        rows = rows[:len(rows) // chunk * chunk]
-    return rows
-
 
 @dataclass
 class Flags:
@@ -581,20 +510,26 @@ class Flags:
 
 
 def main(flags):
-    # mistakes are met before a model is loaded
     if flags.temperature == 0 and flags.n > 1:
         raise InputError(f"--n {flags.n} greedy responses are all the same: add --temperature 0.6")
     if max(flags.ks) > flags.n:
         raise InputError(f"--ks {max(flags.ks)} is more than --n {flags.n}: pass@k needs k <= n")
     out = new_run(flags.out, flags.resume)
     benchmarks = load_benchmarks(flags.data)
-    settings = {}
-    for name in ("model", "n", "temperature", "top_p", "max_new_tokens", "rows", "seed"):
-        settings[name] = getattr(flags, name)
+    settings = asdict(flags)
+    for name in ("out", "resume", "device"):
+        del settings[name]
 
+    # a killed run keeps the benchmarks that it has finished, if they are still the same problems
+    report = {"flags": settings, "results": {}}
     if flags.resume:
-        before = parse_json((out / "results.json").read_text(), out / "results.json")["flags"]
-        repeat_flags(before, settings)
+        report = parse_json((out / "results.json").read_text(), out / "results.json")
+        repeat_flags(report["flags"], settings)
+    for title in report["results"]:
+        file = out / f"{title}.jsonl"
+        answered = [(row["problem"], row["answer"]) for _, row in read_rows(file)]
+        if answered != [(p["problem"], p["answer"]) for p in benchmarks[title]]:
+            raise InputError(f"--resume: {file} answers other problems, name another --out")
 
     # one sampler for all benchmarks
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
@@ -602,32 +537,26 @@ def main(flags):
     for problems in benchmarks.values():
         prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     sampler, max_new_tokens = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out / "results.json", json.dumps(report, indent=1))
 
-    results = {}
-    if not flags.resume:
-        out.mkdir(parents=True, exist_ok=True)
-        write_file(out / "results.json", json.dumps({"flags": settings, "results": results}))
-    chunk = max(1, 4 * flags.rows // flags.n)            # problems between two writes
+    print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  tokens/s  pass@k")
     for title, problems in benchmarks.items():
-        file = out / f"{title}.jsonl"
-        rows = finished_rows(file, problems, chunk)      # none, but for a run that goes on
-        write_rows(file, rows)
-        # answer a chunk, score it, write it down
-        for i in tqdm(range(len(rows), len(problems), chunk), desc=title, leave=False):
-            part = problems[i:i + chunk]
-            result = evaluate(model, tokenizer, part, flags.n, flags.temperature, flags.top_p,
-                              max_new_tokens, flags.seed, sampler=sampler, keep=True)
-            with open(file, "a", encoding="utf-8") as log:
-                for problem, responses in zip(part, result["responses"]):
-                    rows.append({"problem": problem["problem"], "answer": problem["answer"],
-                                 "responses": responses, "seconds": result["seconds"] / len(part)})
-                    log.write(json.dumps(rows[-1]) + "\n")
-        # the numbers of the whole benchmark, over all chunks
-        responses = [row["responses"] for row in rows]
-        seconds = sum(row["seconds"] for row in rows)
-        results[title] = summarise(responses, flags.ks, seconds, flags.seed)
-    write_file(out / "results.json", json.dumps({"flags": settings, "results": results}, indent=1))
-    print_table(results)
+        if title not in report["results"]:
+            result = evaluate(model, tokenizer, problems, flags.n, flags.temperature, flags.top_p,
+                              max_new_tokens, flags.seed, flags.ks, sampler=sampler, keep=True)
+            rows = []
+            for problem, responses in zip(problems, result.pop("responses")):
+                rows.append({"problem": problem["problem"], "answer": problem["answer"],
+                             "responses": responses})
+            write_rows(out / f"{title}.jsonl", rows)
+            report["results"][title] = result
+            write_file(out / "results.json", json.dumps(report, indent=1))
+        r = report["results"][title]
+        low, high = r["ci95"]
+        pass_k = "  ".join(f"{k}: {share:.3f}" for k, share in r["pass@k"].items())
+        print(f"{title[:16]:16} {r['problems']:8}  {r['avg@n']:.3f}   {low:.3f} - {high:.3f} "
+              f"{r['length']:8.1f} {r['finished']:9.3f} {r['tokens_per_s']:9.0f}  {pass_k}")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from tqdm import tqdm
 
 import toy
 from ddt import cll, response_stats
-from eval import (INSTRUCTION, InputError, demo_ids, finished_rows, flag, load_model, load_problems,
-                  new_run, new_sampler, pick_device, printable, prompt_ids, repeat_flags,
+from eval import (INSTRUCTION, InputError, demo_ids, flag, load_model, load_problems, new_run,
+                  new_sampler, pick_device, printable, prompt_ids, read_log, repeat_flags,
                   run_script, stop_ids, write_file, write_rows)
 from reward import rewards
 from sampler import Sample
@@ -383,7 +383,11 @@ def main(flags):
     if flags.analysis and "<hint>" in tokenizer.get_vocab():
         raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
     problems, write = new_writer(model, tokenizer, problems, flags)
-    rows = finished_rows(out / "trajectories.jsonl", problems, 4 * flags.rows)
+    # the file is only ever replaced, so a killed run has left whole chunks
+    rows = read_log(out / "trajectories.jsonl")
+    answered = [(row["problem"], row["answer"]) for row in rows]
+    if answered != [(p["problem"], p["answer"]) for p in problems[:len(rows)]]:
+        raise InputError(f"--resume: {out} holds other problems, name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "flags.json", json.dumps(settings))
     if flags.betas:
