@@ -450,7 +450,9 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k:
     share}, "length": mean tokens, "finished": share that ended by themselves, "seconds" of
     sampling, "tokens_per_s"}; keep=True adds "responses", for every problem a list of n {"text",
-    "reward", "length", "finished"}. InputError if a prompt is too long."""
+    "reward", "length", "finished"}. InputError if some k > n or a prompt is too long."""
+    if max(ks) > n:
+        raise InputError(f"--ks {max(ks)} is more than --n {n}: pass@k needs k <= n")
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens, rows)
