@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = re.findall(r"python \w+\.py.*", "\n".join(BLOCKS))
+COMMANDS = list(dict.fromkeys(COMMANDS + re.findall(r"`(python \w+\.py[^`]*)`", README)))
 FEWER = {"steps": 2, "batch": 2, "problems": 8, "max_new_tokens": 64, "n": 4}
 
 
