@@ -379,11 +379,11 @@ def describe(rollouts):
 
 
 def show_rollout(tokenizer, rollouts, when):
-    """Print a hybrid rollout, one that succeeded if there is one."""
+    """Print a hybrid rollout, if there is one that taught something and succeeded."""
     hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
     if not hybrid:
         return
-    r = max(hybrid, key=lambda r: r.reward)
+    r = max(hybrid, key=lambda r: (bool(r.adv.any()), r.reward))
     words = []
     for i, token in enumerate(r.response):
         word = tokenizer.decode([token])
