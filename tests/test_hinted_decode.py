@@ -23,6 +23,8 @@ from experiments import online
 from reward import reward
 from sampler import Sample, Sampler
 
+pytestmark = pytest.mark.usefixtures("toy_base")         # the toy's pipeline wants its base
+
 INF = float("inf")
 
 
