@@ -1,480 +1,530 @@
 """
-prefix_rft.py - reinforcement learning in which one rollout per problem starts from a prefix of a demonstration.
+prefix_rft.py - reinforcement learning in which one rollout per problem starts from a demonstration.
 
-Paper: "Blending Supervised and Reinforcement Fine-Tuning with Prefix Sampling" (Prefix-RFT), arXiv 2507.01679. RL
-from verified answers (RFT) only reinforces what the model already finds; supervised learning copies text that the
-model cannot follow. Prefix-RFT lets the model find more: of N rollouts of a problem one is *hybrid*, its first L tokens
-are taken from a demonstration and the model writes the rest. If the rest succeeds, prefix and rest are reinforced
-together, but of the prefix only the 20 % of tokens at which the model was least sure: the decisions, not the spelling.
+Paper: Blending Supervised and Reinforcement Fine-Tuning with Prefix Sampling (Prefix-RFT),
+Huang et al., https://arxiv.org/abs/2507.01679
 
-One step:  prompts -> hybrid prefixes -> rollouts -> rewards -> advantages -> entropy clipping -> loss -> update -> log
+RL from verified answers (RFT) only reinforces what the model already finds; supervised learning
+copies text that the model cannot follow. Here one of N rollouts of a problem is hybrid: its first L
+tokens come from a demonstration, the model writes the rest. If that succeeds, both are reinforced,
+but of the prefix only the 20 % of tokens at which the model was least sure: the decisions.
 
-Glossary (code = paper): prompt = x; demo = demonstration y*; L = prefix length, floor(l |y*|) with l ~ U(low_t, high)
-(sec. 3.2); n = N rollouts; hybrid = the rollout that starts from a prefix; adv = A, the Dr.GRPO advantage: reward
-minus the group's mean, no division; keep = share of the prefix tokens that keep their advantage (entropy clipping,
-sec. 3.3); old_logp = log-probability under the policy that sampled; own = tokens that the model wrote, prefix = those
-it was given.
+    prompts -> prefixes -> rollouts -> rewards -> advantages -> entropy clipping -> loss -> update
 
-The relatives are settings of two flags, --schedule (which prefix) and --prefix_loss (what gradient it gets). --method
-is a shorthand that sets the two and nothing else:
+    code                 paper
+    demo                 y*, a demonstration
+    prefix, L            its first L = floor(l |y*|) tokens, l ~ U(low_t, high)
+    n                    N, rollouts of a problem
+    hybrid               the rollout that starts from a prefix
+    adv                  A, the Dr.GRPO advantage: reward minus the group's mean, no division
+    keep                 the share of prefix tokens that keep their advantage (entropy clipping)
+    old_logp             log-probability under the policy that sampled
 
-    rft          none     none    Dr.GRPO on the model's own rollouts, arXiv 2503.20783
-    sft_rft      none     none    the same, started from an SFT checkpoint: --model runs/sft/checkpoint
-    prefix_rft   cosine   top     the paper
-    prefix_rl    cosine   none    the prefix is only a place to start from, arXiv 2601.18795
-    uft          cosine   sft     static weight 0.001 on -log p of the prefix, arXiv 2505.16984
-    luffy        full     luffy   the whole demonstration is a rollout; p / (p + 0.1); plain baseline, arXiv 2504.14945
-    ablations    cosine, linear or uniform with all, random, bottom or top
+The relatives are settings of the same loop: --method sets the flags in its row of METHODS, and what
+you give by hand wins. rft is Dr.GRPO; frozen and static are rows of the paper's ablation table; the
+others follow their own papers.
 
-Left out: KL terms, critics, reward models, asynchronous rollouts, several GPUs (bridges/ has the lines for TRL and
-verl).
+Differences from the release, beside --advantage: its entropy clipping looks at a micro-batch and at
+the current policy, ours at the mini-batch and the policy that sampled; no dual clip of 3, no
+entropy bonus of 0.001, no shortest prefix. LUFFY's code takes its baseline from the plain rollouts,
+here --advantage code. UFT's code averages over a hint's tokens; here they are divided like all.
 
-    python prefix_rft.py                                        the toy on a CPU: pre-trains its base once, then learns
-    python prefix_rft.py --method rft --out runs/rft            what happens without demonstrations
-    python prefix_rft.py --compare all --out runs/compare       the honest table
-    python prefix_rft.py --model Qwen/Qwen2.5-Math-1.5B --data train.jsonl --eval_data math500 --max_new_tokens 3000
+Left out: KL terms, critics, several GPUs (bridges/), ReLIFT and DR-PO (not three lines away).
+
+    python prefix_rft.py                              the toy on a CPU, in two minutes
+    python prefix_rft.py --method rft --out runs/rft  what happens without demonstrations
+    python prefix_rft.py --model Qwen/Qwen2.5-Math-1.5B --data train.jsonl --eval_data math500
 """
 
 import math
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-import idft
-import toy
-from ddt import token_stats
-from eval import (InputError, demo_ids, evaluate, flag, load_benchmarks, load_model, load_problems, new_sampler,
-                  pick_device, prompt_ids, run, stop_ids)
-from idft import (apply_gradients, assess, before_and_after, checkpoint_activations, count_bad, draw_batch, log_row,
-                  mean_std, micro_batches, new_optimizer, pad, precision, save_checkpoint, start_run, sweep)
+from ddt import micro_batches, response_stats
+from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
+                  load_problems, new_sampler, printable, prompt_ids, run_script, stop_ids)
+from idft import draw_batch, end_step, optimizer_step, report_accuracy, start_run
 from reward import rewards
-from sampler import Sampler
 
-METHODS = {"rft": ("none", "none"), "sft_rft": ("none", "none"), "prefix_rft": ("cosine", "top"),
-           "prefix_rl": ("cosine", "none"), "uft": ("cosine", "sft"), "luffy": ("full", "luffy")}
+# How much prefix, on how many of the n rollouts (of which share of the problems), which gradient.
+METHODS = {
+    # https://arxiv.org/abs/2503.20783: no prefix at all
+    "rft": {"schedule": "none", "hybrids": 0, "prefix_loss": "none"},
+    "prefix_rft": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "top"},
+    # [P]'s ablations: a prefix without gradient, and one with 0.001 on -log p
+    "frozen": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "none"},
+    "static": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "sft"},
+    # https://arxiv.org/abs/2504.14945: the demonstration is a rollout with p / (p + 0.1), no clip
+    "luffy": {"schedule": "full", "hybrids": 1, "prefix_loss": "luffy", "clip_ratio": 1e9},
+    # https://arxiv.org/abs/2505.16984: every rollout starts from a hint, learnt by SFT
+    "uft": {"schedule": "binomial", "hybrids": -1, "prefix_loss": "sft"},
+    # https://arxiv.org/abs/2601.18795: on half of the problems every rollout starts from a prefix
+    "prefix_rl": {"schedule": "uniform", "hybrids": -1, "prefix_loss": "none",
+                  "hybrid_problems": 0.5},
+}
+STATIC_WEIGHT = 0.001        # of -log p, in static [P] and uft
 
 
-# ---- which prefix --------------------------------------------------------------------------------------------------
+# ---- how much prefix ----------------------------------------------------------------------------
 
 def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule="cosine"):
-    """The interval (low_t, high) from which the prefix share is drawn at `step` (sec. 3.2).
+    """The interval (low_t, high) from which the share l of the prefix is drawn at `step` [P].
 
-    cosine: low_t falls from low to low_end along half a cosine; linear: along a line; uniform: low_end throughout;
-    full: the whole demonstration; none: no prefix. ValueError on another schedule."""
+    cosine: low_t falls from low to low_end along half a cosine; linear: along a line; uniform:
+    low_end throughout; full: the whole demonstration; none: nothing; binomial (UFT): both ends
+    are a probability that falls from high to low_end in 60 % of the steps, then 0.
+    ValueError on another schedule."""
     progress = min(max(step / total_steps, 0.0), 1.0)
     if schedule == "cosine":
         return low_end + (low - low_end) * 0.5 * (1 + math.cos(math.pi * progress)), high
     if schedule == "linear":
         return low + (low_end - low) * progress, high
-    if schedule in ("uniform", "full", "none"):
-        return {"uniform": (low_end, high), "full": (1.0, 1.0), "none": (0.0, 0.0)}[schedule]
-    raise ValueError(f"schedule must be cosine, linear, uniform, full or none, not {schedule!r}")
+    if schedule == "uniform":
+        return low_end, high
+    if schedule == "full":
+        return 1.0, 1.0
+    if schedule == "none":
+        return 0.0, 0.0
+    if schedule == "binomial":
+        if progress > 0.6:
+            return 0.0, 0.0
+        p = low_end + (high - low_end) * 0.5 * (1 + math.cos(math.pi * progress / 0.6))
+        return p, p
+    raise ValueError(f"no schedule {schedule!r}: cosine, linear, uniform, full, binomial or none")
 
 
 def prefix_length(demo_length, low, high, rng):
-    """L = floor(l |y*|) with l ~ U(low, high), at most |y*| - 1: something is left to write. rng has .uniform(a, b)."""
-    return max(0, min(math.floor(rng.uniform(low, high) * demo_length), demo_length - 1))
+    """L = floor(l |y*|), l ~ U(low, high), at most |y*| - 1: something is left to write.
+    rng has .uniform(a, b)."""
+    length = math.floor(rng.uniform(low, high) * demo_length)
+    return max(0, min(length, demo_length - 1))
 
 
-# ---- what it is worth ----------------------------------------------------------------------------------------------
+def window_at(step, flags):
+    """prefix_window with the numbers of the flags; low_t starts at high [P]."""
+    return prefix_window(step, flags.steps, flags.high, flags.high, flags.low_end, flags.schedule)
+
+
+def hint_length(demo_length, p, rng):
+    """UFT's: of five slices of the demonstration, as many as five coins of probability p say."""
+    slices = rng.binomial(5, p)
+    return min(round(slices / 5 * demo_length), demo_length - 1)
+
+
+# ---- what it is worth ---------------------------------------------------------------------------
 
 def advantages(rewards, hybrid, kind="paper"):
-    """rewards (G, N) float and hybrid (G, N) bool, True on rollouts that start from a prefix -> advantages of what the
-    model wrote (G, N) and of the prefix (G, N).
+    """rewards (G, N) float, hybrid (G, N) bool -> the advantages of what the model wrote (G, N) and
+    of the prefix (G, N).
 
-    paper (sec. 3.1): reward minus the mean of all N, for both. code (the official release): plain rollouts are centred
-    by the mean of the plain ones; the hybrid's continuation gets its raw reward, its prefix reward minus the plain
-    mean. ValueError on another kind."""
+    paper: reward minus the mean of all N, for both [P]. code: plain rollouts are centred by the
+    mean of the plain ones; the hybrid's continuation gets its raw reward, its prefix the reward
+    minus the plain mean [code]. ValueError on another kind."""
     if kind == "paper":
         adv = rewards - rewards.mean(-1, keepdim=True)
         return adv, adv
     if kind == "code":
         plain = ~hybrid
-        centred = rewards - (rewards * plain).sum(-1, keepdim=True) / plain.sum(-1, keepdim=True).clamp(min=1)
+        plain_sum = (rewards * plain).sum(-1, keepdim=True)
+        plain_mean = plain_sum / plain.sum(-1, keepdim=True).clamp(min=1)
+        centred = rewards - plain_mean
         return torch.where(hybrid, rewards, centred), centred
     raise ValueError(f"kind must be paper or code, not {kind!r}")
 
 
-def entropy_clip(adv, prefix_mask, entropy, keep=0.2, how="top", generator=None):
-    """Zero the advantage of all but a share `keep` of the prefix tokens (sec. 3.3); other tokens are left alone.
+def entropy_clip(adv, prefix, entropy, keep=0.2, how="top", generator=None):
+    """Zero the advantage of all but a share `keep` of the prefix tokens [P]; leave others alone.
 
-    adv, entropy (B, T) float and prefix_mask (B, T) bool -> adv (B, T). how: "top" (highest entropy, the paper),
-    "bottom", "random", "all", "none"; ValueError on another. The choice is made among all prefix tokens of the
-    optimizer batch, also those of advantage 0, so give it the whole batch: then it does not depend on micro-batching.
-    A broken number is rounded up."""
-    chosen = entropy[prefix_mask]                                                       # (prefix tokens,)
-    if how in ("all", "none"):
-        count = len(chosen) if how == "all" else 0
-    elif how in ("top", "bottom", "random"):
-        count = math.ceil(keep * len(chosen) - 1e-6)
+    adv, entropy float and prefix bool, tensors of any one shape -> adv. how: top (the highest
+    entropy, the paper), bottom, random, all or none; ValueError on another. Ranked are all prefix
+    tokens, also those of advantage 0: give it the whole optimizer batch, then the choice does not
+    depend on micro-batching. A broken number of tokens is rounded up."""
+    candidates = entropy[prefix]                                # (prefix tokens,)
+    if how == "all":
+        return adv
+    if how == "none":
+        order = candidates[:0].long()
+    elif how == "random":
+        order = torch.randperm(len(candidates), generator=generator).to(adv.device)
+    elif how in ("top", "bottom"):
+        order = candidates.argsort(descending=how == "top", stable=True)
     else:
         raise ValueError(f"how must be top, bottom, random, all or none, not {how!r}")
-    if how == "random":
-        order = torch.randperm(len(chosen), generator=generator).to(chosen.device)
-    else:
-        order = chosen.argsort(descending=how != "bottom", stable=True)
-    kept = torch.zeros_like(chosen, dtype=torch.bool)
-    kept[order[:count]] = True
-    return adv.masked_fill(prefix_mask.masked_scatter(prefix_mask, ~kept), 0.0)
+    count = math.ceil(keep * len(candidates) - 1e-6)
+    drop = torch.ones_like(candidates, dtype=torch.bool)
+    drop[order[:count]] = False
+    return adv.masked_fill(prefix.masked_scatter(prefix, drop), 0.0)
 
 
-def policy_loss(logp, old_logp, adv, mask, denom, clip=0.2):
-    """PPO's clipped surrogate, summed over tokens, divided once: -sum min(r A, clamp(r, 1 - clip, 1 + clip) A) / denom.
+def policy_loss(logp, old_logp, adv, clip=0.2):
+    """PPO's clipped surrogate of every token: -min(r A, clamp(r, 1 - clip, 1 + clip) A).
 
-    logp (with gradient), old_logp, adv (B, T) float; mask (B, T) bool; denom: sequences * max_new_tokens of the whole
-    optimizer step (Dr.GRPO), so that neither length nor micro-batching changes what a token weighs. -> scalar,
-    {"clip_share": share of tokens held back by the clip, "ratio": mean r}."""
-    logp, old_logp, adv = logp[mask], old_logp[mask], adv[mask]                     # (tokens,), nothing that is masked
+    logp (with gradient), old_logp, adv: any one shape -> that shape. Sum it, and divide once, by
+    sequences * max_new_tokens of the whole optimizer step (Dr.GRPO): then neither its length nor
+    micro-batching changes what a token weighs."""
     ratio = torch.exp(logp - old_logp)
-    surrogate, clipped = ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv
-    loss = -torch.minimum(surrogate, clipped).sum() / denom
-    count = max(1, len(logp))
-    clip_share = (clipped < surrogate).sum() / count
-    return loss, {"clip_share": clip_share.item(), "ratio": (ratio.detach().sum() / count).item()}
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    return -torch.minimum(ratio * adv, clipped * adv)
 
 
-def prefix_term(logp, adv, prefix_mask, denom, how):
-    """The loss of the relatives that do not treat the prefix as a rollout, 0 for others. Arguments as in policy_loss.
+def prefix_loss(logp, adv, how):
+    """The relatives that do not treat the prefix as a rollout, token by token: any one shape.
 
-    sft (UFT): 0.001 (-log p). luffy: -A p / (p + 0.1), without importance weight or clip."""
-    logp, adv = logp[prefix_mask], adv[prefix_mask]
+    sft: -A log p, where A is STATIC_WEIGHT. luffy: -A p / (p + 0.1), without importance ratio."""
     if how == "sft":
-        return -0.001 * logp.sum() / denom
-    if how == "luffy":
-        p = logp.exp()
-        return -(adv * p / (p + 0.1)).sum() / denom
-    return 0.0
+        return -adv * logp
+    p = logp.exp()
+    return -adv * p / (p + 0.1)
 
 
-# ---- one step ------------------------------------------------------------------------------------------------------
+# ---- one step: rollouts -------------------------------------------------------------------------
 
-def rollout(sampler, tokenizer, problems, flags, step, stop):
-    """Sample n responses to every problem, the last of them from a prefix, and score them all.
+@dataclass
+class Rollout:
+    prompt: list                        # token ids
+    response: list                      # token ids: the prefix, then what the model wrote
+    answer: str                         # the right one
+    prefix_length: int = 0              # L
+    demo_length: int = 0                # |y*|; 0 if it is not hybrid
+    finished: bool = True
+    entropy: float = 0.0                # mean over the tokens the model wrote, nats
+    reward: float = 0.0
+    # What update() finds out about every token of the response, each (T,):
+    prefix: torch.Tensor = None         # was it given?
+    adv: torch.Tensor = None            # what it is worth
+    old_logp: torch.Tensor = None       # under the policy that sampled
+    unsure: torch.Tensor = None         # entropy under the policy that sampled, nats
 
-    Returns a list of G * n rows: {"prompt", "response" (ids, with the prefix), "L", "hybrid", "finished", "reward",
-    "entropy" (summed over the sampled tokens), "demo" (its length)}. Without a demonstration all n are plain."""
+
+def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
+    """n rollouts of every problem, the last --hybrids of them from a prefix of a demonstration,
+    scored -> list of G * n Rollouts."""
     rng = np.random.default_rng((flags.seed, step))
-    low, high = prefix_window(step, flags.steps, flags.high, flags.low, flags.low_end, flags.schedule)
-    rows = []
+    low, high = window_at(step, flags)
+    hybrids = flags.n if flags.hybrids == -1 else flags.hybrids
+    rollouts = []
     for problem in problems:
+        # One prefix a problem: with several, the baseline would compare unlike starts.
+        demo, L = [], 0
+        if hybrids and problem["demos"] and rng.random() < flags.hybrid_problems:
+            demo = problem["demos"][rng.integers(len(problem["demos"]))]
+            if flags.schedule == "full":
+                L = len(demo)
+            elif flags.schedule == "binomial":
+                L = hint_length(len(demo), low, rng)
+            else:
+                L = prefix_length(len(demo), low, high, rng)
         for i in range(flags.n):
-            row = {"prompt": problem["prompt"], "response": [], "L": 0, "hybrid": False, "finished": True,
-                   "entropy": 0.0, "demo": 0, "answer": problem["answer"]}
-            if i == flags.n - 1 and flags.schedule != "none" and problem["demos"]:
-                demo = problem["demos"][rng.integers(len(problem["demos"]))]
-                L = len(demo) if flags.schedule == "full" else prefix_length(len(demo), low, high, rng)
-                room = flags.max_new_tokens - (flags.schedule != "full")        # at least one token is the model's own
-                prefix = demo[:min(L, room)]
-                row |= {"response": prefix, "L": len(prefix), "hybrid": True, "demo": len(demo), "finished": L <= room}
-            rows.append(row)
-    open_rows = [row for row in rows if not (row["hybrid"] and flags.schedule == "full")]
-    samples = sampler([row["prompt"] + row["response"] for row in open_rows], stop=stop, temperature=flags.temperature,
-                      max_new_tokens=[flags.max_new_tokens - row["L"] for row in open_rows],
+            rollout = Rollout(problem["prompt"], [], problem["answer"])
+            if demo and i >= flags.n - hybrids:
+                rollout.response = demo[:L]
+                rollout.prefix_length = L
+                rollout.demo_length = len(demo)
+            rollouts.append(rollout)
+
+    # The model goes on from where each stands; behind a whole demonstration nothing is left.
+    opened = [r for r in rollouts if r.demo_length == 0 or r.prefix_length < r.demo_length]
+    contexts = [r.prompt + r.response for r in opened]
+    budgets = [flags.max_new_tokens - r.prefix_length for r in opened]
+    samples = sampler(contexts, 1, budgets, stop, flags.temperature,
                       seed=flags.seed * 1_000_003 + step)
-    found = zip(open_rows, samples.lists(), samples.finished.tolist(), samples.entropy.sum(1).tolist())
-    for row, tokens, finished, entropy in found:
-        row |= {"response": row["response"] + tokens, "finished": finished, "entropy": entropy}
-    texts = tokenizer.batch_decode([row["response"] for row in rows], skip_special_tokens=True)
-    for row, score in zip(rows, rewards(texts, [row["answer"] for row in rows])):
-        row["reward"] = float(score) if row["finished"] else 0.0                        # overlong: no reward
-    return rows
+    for r, sample in zip(opened, samples):
+        r.response = r.response + sample.tokens
+        r.finished = sample.finished
+        r.entropy = sum(sample.entropy) / max(1, len(sample.entropy))
+
+    # The reward: 1 if the final answer is right. What did not end by itself earns nothing.
+    texts = tokenizer.batch_decode([r.response for r in rollouts], skip_special_tokens=True)
+    scores = rewards(texts, [r.answer for r in rollouts])
+    for r, score in zip(rollouts, scores):
+        r.reward = score if r.finished else 0.0
+    return rollouts
 
 
-def to_tensors(rows, flags, device):
-    """Rollouts -> what the update needs: ids, mask, response (B, T); lengths, a list; and, where column t is about
-    token t + 1, own and prefix (B, T-1) bool, who wrote the token, and adv (B, T-1)."""
-    reward = torch.tensor([row["reward"] for row in rows]).view(-1, flags.n)                            # (G, N)
-    hybrid = torch.tensor([row["hybrid"] for row in rows]).view(-1, flags.n)
-    kind = "code" if flags.prefix_loss == "luffy" else flags.advantage                  # LUFFY has a plain baseline
-    own_adv, prefix_adv = (a.flatten()[:, None].to(device) for a in advantages(reward, hybrid, kind))   # (B, 1)
-    ids, mask, response = pad([(row["prompt"], row["response"]) for row in rows], device)               # (B, T)
-    prefix_end = torch.tensor([len(row["prompt"]) + row["L"] for row in rows], device=device)[:, None]
-    learn = response[:, 1:]
-    if flags.mask_overlong:
-        learn = learn & torch.tensor([row["finished"] for row in rows], device=device)[:, None]
-    prefix = learn & (torch.arange(1, ids.shape[1], device=device) < prefix_end)
-    return {"ids": ids, "mask": mask, "response": response, "prefix": prefix, "own": learn & ~prefix,
-            "adv": torch.where(prefix, prefix_adv, own_adv) * learn, "lengths": mask.sum(1).tolist()}
+# ---- one step: the update -----------------------------------------------------------------------
+
+def flat(rollouts, name):
+    """One tensor of several rollouts, end to end: (tokens,)."""
+    return torch.cat([getattr(r, name) for r in rollouts])
 
 
-def pieces(b, indices, flags):
-    """Micro-batches of the rows in `indices`: (row indices, length of the longest)."""
-    for group in micro_batches([b["lengths"][i] for i in indices], flags.micro_tokens):
-        yield [indices[i] for i in group], max(b["lengths"][indices[i]] for i in group)
+def by_rollout(rollouts, values):
+    """The other way: (rollout, its part of `values` (tokens,)) pairs."""
+    lengths = [len(r.response) for r in rollouts]
+    return zip(rollouts, values.cpu().split(lengths))
 
 
-def policy_stats(model, b, group, T, flags):
-    """logp and entropy (rows of the group, T-1) of the responses under the model as it is now."""
-    ids, mask, response = (b[key][group, :T] for key in ("ids", "mask", "response"))
-    with precision(ids.device):
-        return token_stats(model, ids, mask, flags.temperature, want=response)
+def read_rollouts(model, rollouts, flags):
+    """logp and entropy of every token of the responses, end to end, under the model as it is."""
+    rows = [(r.prompt, r.response) for r in rollouts]
+    return response_stats(model, rows, flags.temperature, micro_tokens=flags.micro_tokens)
 
 
-def backward(model, b, indices, tokens, adv, old_logp, denom, flags):
-    """Add up the gradients of the loss over `tokens` (B, T-1) bool, piece by piece -> loss, clipped tokens, tokens."""
-    total = np.zeros(3)
-    for group, T in pieces(b, indices, flags):
-        at = lambda x: x[group, :T - 1]
-        logp, _ = policy_stats(model, b, group, T, flags)
-        loss, metrics = policy_loss(logp, at(old_logp), at(adv), at(tokens), denom, flags.clip_ratio)
-        loss = loss + prefix_term(logp, at(b["adv"]), at(tokens & b["prefix"]), denom, flags.prefix_loss)
-        loss.backward()
-        count = at(tokens).sum().item()
-        total += loss.item(), metrics["clip_share"] * count, count
-    return total
+def token_losses(model, rollouts, flags):
+    """The loss of every token of a micro-batch, which tokens are of a prefix, and which the clip
+    holds back: (tokens,) each."""
+    adv = flat(rollouts, "adv").to(model.device)
+    prefix = flat(rollouts, "prefix").to(model.device)
+    logp, _ = read_rollouts(model, rollouts, flags)
+    old_logp = logp.detach()                     # one update a batch: the ratio is 1 without a look
+    if flags.mini_batches > 1:
+        old_logp = flat(rollouts, "old_logp").to(model.device)
+    loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
+    held = loss > -torch.exp(logp - old_logp) * adv
+    if flags.prefix_loss in ("sft", "luffy"):
+        loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
+        held = held & ~prefix
+    return loss, prefix, held
 
 
-def update(model, optimizer, rows, flags, generator):
-    """--epochs passes of --mini_batches optimizer steps over a batch of rollouts; the same for every --micro_tokens."""
-    b = to_tensors(rows, flags, model.device)
-    has_loss = ((b["adv"] != 0) | (b["prefix"] & (flags.prefix_loss == "sft"))).any(1)
-    ranked = (b["prefix"] | (b["own"] & (flags.own_keep < 1))).any(1)               # by entropy, also at advantage 0
-    live, idle = (which.nonzero()[:, 0].tolist() for which in (has_loss, ranked & ~has_loss))
-    old_logp, entropy = torch.zeros_like(b["adv"]), torch.zeros_like(b["adv"])
-    with torch.no_grad():                                                           # the policy that sampled
-        for group, T in [*pieces(b, live, flags), *pieces(b, idle, flags)]:         # live ones as below: ratio 1
-            old_logp[group, :T - 1], entropy[group, :T - 1] = policy_stats(model, b, group, T, flags)
+def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=False):
+    """Learn from a batch of rollouts in --mini_batches optimizer steps -> metrics. The same for
+    every --micro_tokens, up to rounding. measure_prefix: also the gradient norm of the prefixes."""
+    # 1. What every token is worth: a prefix may have another worth than what the model wrote.
+    reward = torch.tensor([r.reward for r in rollouts]).view(-1, flags.n)              # (G, N)
+    hybrid = torch.tensor([r.demo_length > 0 for r in rollouts]).view(-1, flags.n)     # (G, N)
+    own_adv, prefix_adv = advantages(reward, hybrid, flags.advantage)                  # (G, N)
+    if flags.prefix_loss == "sft":
+        prefix_adv = torch.full_like(own_adv, STATIC_WEIGHT)           # whatever the reward
+    for r, own, given in zip(rollouts, own_adv.flatten(), prefix_adv.flatten()):
+        r.prefix = torch.arange(len(r.response)) < r.prefix_length                     # (T,)
+        r.adv = torch.where(r.prefix, given, own)                                      # (T,)
 
-    how = "none" if flags.prefix_loss in ("sft", "luffy") else flags.prefix_loss
-    size = flags.n * math.ceil(len(rows) / flags.n / flags.mini_batches)            # whole groups
-    totals, norms, prefix_norms, kept = np.zeros(3), [], [], 0
-    for first in list(range(0, len(rows), size)) * flags.epochs:
-        part, indices = slice(first, first + size), [i for i in live if first <= i < first + size]
-        if not indices:
-            continue                                                                # nothing to learn: no update
-        denom = len(rows[part]) * flags.max_new_tokens                              # counted before micro-batching
-        adv = torch.zeros_like(b["adv"])
-        adv[part] = entropy_clip(b["adv"][part], b["prefix"][part], entropy[part], flags.keep, how, generator)
-        adv[part] = entropy_clip(adv[part], b["own"][part], entropy[part], flags.own_keep)
-        kept += (adv[part] != 0)[b["prefix"][part]].sum().item()
-        if flags.prefix_grad:                                                       # a pass over the prefixes alone
-            backward(model, b, indices, b["prefix"], adv, old_logp, denom, flags)
-            prefix_norms.append(apply_gradients(model, optimizer, lr=None, clip=math.inf))
-        part_totals = backward(model, b, indices, b["prefix"] | b["own"], adv, old_logp, denom, flags)
-        lr = flags.lr if math.isfinite(part_totals[0]) else None                    # a broken loss updates nothing
-        norms.append(apply_gradients(model, optimizer, lr, flags.clip))
-        totals += part_totals
-    loss, clipped, tokens = totals.tolist()
-    shares = {"prefix_grad": sum(prefix_norms) / max(sum(norms), 1e-12)} if prefix_norms else {}
-    return {"loss": loss / max(1, len(norms)), "grad_norm": mean(norms) or 0.0, "updates": len(norms),
-            "update_tokens": int(tokens), "clip_share": clipped / max(1, tokens),
-            "prefix_kept": kept / flags.epochs, **shares}
+    # 2. How sure the model was when it sampled: one pass without gradients, before any update.
+    look = [r for r in rollouts if r.prefix_length > 0 or (flags.mini_batches > 1 and r.adv.any())]
+    if look:
+        with torch.no_grad():
+            logp, entropy = read_rollouts(model, look, flags)
+        for r, r_logp in by_rollout(look, logp):
+            r.old_logp = r_logp
+        for r, r_entropy in by_rollout(look, entropy):
+            r.unsure = r_entropy
 
+    metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "grad_norm_prefix": 0.0,
+               "prefix_kept": 0, "update_tokens": 0, "clipped_tokens": 0}
+    size = flags.n * math.ceil(len(rollouts) / flags.n / flags.mini_batches)     # whole groups
+    for first in range(0, len(rollouts), size):
+        mini_batch = rollouts[first:first + size]
+        denominator = len(mini_batch) * flags.max_new_tokens           # before anything is left out
 
-def mean(values):
-    """The mean, or None of nothing (JSON's null)."""
-    values = list(values)
-    return sum(values) / len(values) if values else None
+        # 3. Entropy clipping over the mini-batch: only the decisions of a prefix keep their worth.
+        given = [r for r in mini_batch if r.prefix_length > 0]
+        if given and flags.prefix_loss not in ("sft", "luffy"):
+            adv = entropy_clip(flat(given, "adv"), flat(given, "prefix"), flat(given, "unsure"),
+                               flags.keep, flags.prefix_loss, generator)
+            for r, r_adv in by_rollout(given, adv):
+                r.adv = r_adv
+                metrics["prefix_kept"] += r_adv[:r.prefix_length].count_nonzero().item()
 
+        learn = [r for r in mini_batch if r.adv.any()]
+        if not learn:
+            continue                                                   # every group is of one mind
+        groups = micro_batches([(r.prompt, r.response) for r in learn], flags.micro_tokens)
+        if measure_prefix:
+            for group in groups:
+                loss, prefix, _ = token_losses(model, [learn[i] for i in group], flags)
+                (loss[prefix].sum() / denominator).backward()
+            # A loss that is not finite: the step only measures and clears.
+            metrics["grad_norm_prefix"] += optimizer_step(model, optimizer, flags.lr, math.nan)
 
-def describe(rows, flags, step):
-    """What one batch of rollouts looked like, for metrics.jsonl."""
-    plain, hybrid = [r for r in rows if not r["hybrid"]], [r for r in rows if r["hybrid"]]
-    tokens = sum(len(r["response"]) - r["L"] for r in rows)
-    return {"reward": mean(r["reward"] for r in plain), "reward_hybrid": mean(r["reward"] for r in hybrid),
-            "low": prefix_window(step, flags.steps, flags.high, flags.low, flags.low_end, flags.schedule)[0],
-            "prefix_share": mean(r["L"] / r["demo"] for r in hybrid), "prefix_tokens": sum(r["L"] for r in rows),
-            "tokens": tokens, "entropy": sum(r["entropy"] for r in rows) / max(1, tokens),
-            "length": mean(len(r["response"]) for r in rows), "overlong": mean(not r["finished"] for r in rows)}
+        # 4. Gradients add up over micro-batches; each is divided by the size of the whole step.
+        step_loss = 0.0
+        for group in groups:
+            loss, _, held = token_losses(model, [learn[i] for i in group], flags)
+            loss = loss.sum() / denominator
+            loss.backward()
+            step_loss += loss.item()
+            metrics["clipped_tokens"] += held.sum().item()
 
-
-# ---- the loop ------------------------------------------------------------------------------------------------------
-
-def prepare(tokenizer, problems, demo_share, seed):
-    """Problems with "prompt" (ids) and "demos" (lists of ids); all but a random share of the problems lose theirs."""
-    order = np.random.default_rng((seed, 0xDE30)).permutation(len(problems))
-    count = math.ceil(demo_share * len(problems) - 1e-6)                            # above 0: at least one
-    with_demos, ready = set(order[:count].tolist()), []
-    for i, problem in enumerate(problems):
-        solution = problem["solution"] if i in with_demos else None
-        texts = solution if isinstance(solution, list) else [solution] if solution else []
-        ready.append({**problem, "prompt": prompt_ids(tokenizer, problem["problem"]),
-                      "demos": [demo_ids(tokenizer, text) for text in texts]})
-    return ready
-
-
-def rollout_sampler(model, tokenizer, problems, benchmarks, flags):
-    """A sampler with room for a whole response to every prompt. On a GPU it reads a bf16 twin of the float32 model,
-    which sync() brings up to date: half the memory traffic. InputError if the model cannot read that much."""
-    prompts = [p["prompt"] for p in problems]
-    prompts += [prompt_ids(tokenizer, p["problem"]) for benchmark in benchmarks.values() for p in benchmark]
-    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-    if room < flags.max_new_tokens:
-        raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the model reads {room}")
-    if model.device.type == "cuda":
-        sampler = Sampler(model, flags.rows, sampler.length, dtype=torch.bfloat16)
-    return sampler
+        # 5. One optimizer step a mini-batch.
+        metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
+        metrics["loss"] += step_loss
+        metrics["updates"] += 1
+        metrics["update_tokens"] += sum(len(r.response) for r in learn)
+    for name in ("loss", "grad_norm", "grad_norm_prefix"):
+        metrics[name] /= max(1, metrics["updates"])
+    if not measure_prefix:
+        del metrics["grad_norm_prefix"]
+    return metrics
 
 
-def train(model, tokenizer, problems, benchmarks, flags, sampler, optimizer, state, out=None):
-    """The loop, from state["step"] to flags.steps. With `out` it leaves metrics.jsonl and checkpoints."""
-    if flags.checkpoint_activations:
-        checkpoint_activations(model)
+# ---- what is shown and logged -------------------------------------------------------------------
+
+def describe(rollouts):
+    """What a batch of rollouts looked like, for metrics.jsonl: means, or None (null) of nothing."""
+    seen = {"reward": [], "reward_hybrid": [], "prefix_share": [], "entropy": [], "length": [],
+            "overlong": []}
+    tokens = prefix_tokens = 0
+    for r in rollouts:
+        if r.demo_length > 0:
+            seen["reward_hybrid"].append(r.reward)
+            seen["prefix_share"].append(r.prefix_length / r.demo_length)
+        else:
+            seen["reward"].append(r.reward)
+        if r.prefix_length < len(r.response):
+            seen["entropy"].append(r.entropy)
+        seen["length"].append(len(r.response))
+        seen["overlong"].append(not r.finished)
+        prefix_tokens += r.prefix_length
+        tokens += len(r.response) - r.prefix_length
+    row = {"tokens": tokens, "prefix_tokens": prefix_tokens}
+    for name, values in seen.items():
+        row[name] = sum(values) / len(values) if values else None
+    return row
+
+
+def show_rollout(tokenizer, rollouts, when):
+    """Print a hybrid rollout, if there is one that taught something and succeeded."""
+    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
+    if not hybrid:
+        return
+    r = max(hybrid, key=lambda r: (bool(r.adv.any()), r.reward))
+    words = []
+    for i, token in enumerate(r.response):
+        word = tokenizer.decode([token])
+        if i == r.prefix_length:
+            words.append("|")
+        kept = r.prefix[i] and r.adv[i] != 0
+        words.append(f"[{word}]" if kept else word)
+    text = printable(" ".join(words))
+    tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote; "
+               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}\n    {text}")
+
+
+# ---- the loop -----------------------------------------------------------------------------------
+
+def prepare_problems(tokenizer, problems, max_new_tokens):
+    """Problems with "prompt" (token ids) and "demos" (lists of them). A demonstration longer than a
+    response may be is left out: it could not end, would earn 0, and would be taught as wrong."""
+    prepared, left_out = [], 0
+    for problem in problems:
+        demos = []
+        for solution in demonstrations(problem):
+            demo = demo_ids(tokenizer, solution)
+            if len(demo) <= max_new_tokens:
+                demos.append(demo)
+            else:
+                left_out += 1
+        prompt = prompt_ids(tokenizer, problem["problem"])
+        prepared.append({"prompt": prompt, "demos": demos, "answer": problem["answer"]})
+    if left_out:
+        print(f"{left_out} demonstrations are longer than --max_new_tokens {max_new_tokens} and "
+              "left out; a problem without any trains as plain RFT")
+    return prepared
+
+
+def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
+                 benchmarks=None):
+    """The loop, from state["step"] to flags.steps. With `out` it shows, logs and saves."""
     stop = stop_ids(model, tokenizer)
-    bar = tqdm(range(state["step"], flags.steps), initial=state["step"], total=flags.steps, leave=False)
+    bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
-        t0 = time.perf_counter()
+        start = time.perf_counter()
         sampler.sync(model)
-        batch = [problems[i] for i in draw_batch(len(problems), flags.batch, step, flags.seed)]
-        rows = rollout(sampler, tokenizer, batch, flags, step, stop)
-        t1 = time.perf_counter()
-        generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)    # for --prefix_loss random
-        row = {"step": step + 1, **describe(rows, flags, step), **update(model, optimizer, rows, flags, generator)}
-        t2 = time.perf_counter()
-        row |= {"rollout_s": t1 - t0, "update_s": t2 - t1, "rollout_tokens_per_s": row["tokens"] / (t1 - t0),
-                "update_tokens_per_s": row["update_tokens"] / (t2 - t1)}
-        state["step"] = step + 1
-        count_bad(state, row)
-        shown = {key: f"{row[key]:.2f}" for key in ("reward", "reward_hybrid", "prefix_share") if row[key] is not None}
-        bar.set_postfix(shown, refresh=False)
-        if flags.eval_every and state["step"] % flags.eval_every == 0 and state["step"] < flags.steps:
-            sampler.sync(model)
-            row["accuracy"] = assess(model, tokenizer, benchmarks, flags.max_new_tokens, sampler)
-        if out:
-            log_row(out, row)
-            if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
-                save_checkpoint(out, model, tokenizer, optimizer, state)
-    return model
+        batch = draw_batch(problems, flags.batch, step, flags.seed)
+        rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, stop)
+        row = {"low": window_at(step, flags)[0], **describe(rollouts)}
+        sampled = time.perf_counter()
+        generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
+        measure = flags.prefix_grad_every > 0 and step % flags.prefix_grad_every == 0
+        row |= update(model, optimizer, rollouts, flags, generator, measure)
+        updated = time.perf_counter()
+        row |= {"rollout_s": sampled - start, "update_s": updated - sampled,
+                "rollout_tokens_per_s": row["tokens"] / (sampled - start),
+                "update_tokens_per_s": row["update_tokens"] / (updated - sampled)}
+        bar.set_postfix(reward=row["reward"], refresh=False)
+        if out and step in (0, flags.steps - 1):
+            show_rollout(tokenizer, rollouts, f"of step {step + 1}")
+        if flags.eval_every and (step + 1) % flags.eval_every == 0:
+            row["accuracy"] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens,
+                                              sampler=sampler)
+        end_step(out, model, tokenizer, optimizer, state, row, flags)
 
 
-# ---- flags and main ------------------------------------------------------------------------------------------------
+# ---- flags and main -----------------------------------------------------------------------------
 
 @dataclass
 class Flags:
-    model: str = flag("toy", "toy, a checkpoint directory (for example of idft.py: SFT-then-RFT) or a Hub id")
-    data: str = flag("toy", "problems with demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
-    eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...; default: toy if --data is")
+    model: str = flag("toy", "toy, a checkpoint directory (of idft.py: SFT-then-RFT) or a Hub id")
+    data: str = flag("toy", "problems with demonstrations: toy, a JSON(L) file or hf://...")
+    eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...")
     out: str = flag("runs/prefix_rft", "directory for metrics.jsonl and checkpoint/")
-    method: Literal[("", *METHODS)] = flag("", "shorthand that sets --schedule and --prefix_loss, see above")
-    schedule: Literal["cosine", "linear", "uniform", "full", "none"] = flag("cosine", "which prefix [P]")
-    prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag("top", "its gradient [P]")
-    advantage: Literal["paper", "code"] = flag("paper", "baseline: mean of all n [P], or as in their code [code]")
+    method: Literal[tuple(METHODS)] = flag("prefix_rft", "sets the flags in its row of METHODS")
+    schedule: Literal["cosine", "linear", "uniform", "full", "binomial", "none"] = flag(
+        "cosine", "how much prefix [P]")
+    hybrids: int = flag(1, "how many of the n rollouts start from one; -1: all [P]", -1, 10**4)
+    hybrid_problems: float = flag(1.0, "on which share of the problems [ours]", 0, 1)
+    prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag(
+        "top", "what gradient the prefix gets [P]")
+    keep: float = flag(0.2, "share of prefix tokens kept by top, bottom and random [P]", 0, 1)
+    high: float = flag(0.95, "largest prefix share [P]", 0, 1)
+    low_end: float = flag(0.05, "smallest prefix share at the end [P]", 0, 1)
+    advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1, 10**9)
     batch: int = flag(128, "problems in a batch [P]", 1, 10**6)
-    n: int = flag(8, "rollouts a problem, one of them hybrid [P]", 1, 10**4)
+    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2, 10**4)
+    mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1, 10**6)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
-    max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 1, 10**6)
+    clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6, 1e9)
     temperature: float = flag(1.0, "of the rollouts [P]", 1e-3, 100)
-    high: float = flag(0.95, "largest prefix share [P]", 0, 1)
-    low: float = flag(0.95, "smallest prefix share at the start [P]", 0, 1)
-    low_end: float = flag(0.05, "smallest prefix share at the end [P]", 0, 1)
-    keep: float = flag(0.2, "share of the prefix tokens that keep their advantage [P]", 0, 1)
-    own_keep: float = flag(1.0, "the same for tokens that the model wrote [P]", 0, 1)
-    clip_ratio: float = flag(0.2, "PPO clip [P]", 0, 1e9)
-    mini_batches: int = flag(1, "optimizer steps a pass over the rollouts [ours]", 1, 10**6)
-    epochs: int = flag(1, "passes over the rollouts [ours]", 1, 100)
-    mask_overlong: bool = flag(False, "no loss on responses that did not end by themselves (reward 0 anyway) [ours]")
-    demo_share: float = flag(1.0, "share of problems that keep their demonstrations [P: 1, 0.1, 0.01]", 0, 1)
-    weight_decay: float = flag(0.01, "AdamW [ours]", 0, 10)
-    clip: float = flag(1.0, "largest gradient norm [ours]", 0, 1e9)
-    rows: int = flag(64, "responses sampled side by side: more is faster until memory is full", 1, 10**5)
-    micro_tokens: int = flag(16384, "padded tokens in one forward and backward pass: less needs less memory", 1, 10**9)
-    checkpoint_activations: bool = flag(False, "recompute activations: a third more time, far less memory")
-    prefix_grad: bool = flag(False, "log the prefix tokens' share of the gradient norm (one more backward pass)")
-    problems: int = flag(256, "toy: how many training problems", 1, 10**5)
-    wrong: float = flag(0.0, "toy: share of demonstrations with a false answer", 0, 1)
-    eval_every: int = flag(0, "steps between evaluations; 0: only before and after", 0, 10**9)
+    max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2, 10**6)
+    rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1, 10**5)
+    micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1, 10**9)
+    keep_activations: bool = flag(False, "on a GPU: do not recompute them; faster, 10x the memory")
+    prefix_grad_every: int = flag(0, "steps between looks at the prefix's gradient norm", 0, 10**9)
+    eval_every: int = flag(0, "steps between evaluations; 0: before and after", 0, 10**9)
     save_every: int = flag(50, "steps between checkpoints", 1, 10**9)
     seed: int = flag(0, "of everything: toy, order, prefixes, rollouts", 0, 2**31)
     device: str = flag("auto", "auto, cpu or cuda")
     resume: bool = flag(False, "continue the run in --out")
-    compare: Literal["", "main", "ablations", "all"] = flag("", "the honest table on the toy instead of one run")
 
 
-TOY = {"eval_data": "toy", "lr": 3e-4, "steps": 100, "batch": 16, "mini_batches": 2, "max_new_tokens": 48, "rows": 128}
+TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens": 64, "rows": 128}
 
 
-# ---- the honest table ----------------------------------------------------------------------------------------------
-
-GRID, TUNING_SEED, SEEDS = (3e-5, 1e-4, 3e-4, 1e-3), 5, (0, 1, 2, 3, 4)
-SUPERVISED = ("sft", "dft", "idft")                           # arms that train on the demonstrations alone
-MAIN = {**{loss: {} for loss in SUPERVISED}, "rft": {"method": "rft"}, "sft_rft": {"method": "sft_rft"},
-        "luffy": {"method": "luffy"}, "uft": {"method": "uft"}, "prefix_rl": {"method": "prefix_rl"},
-        "prefix_rft": {}, "prefix_rft code": {"advantage": "code"}}
-ABLATIONS = {"keep 50 %": {"keep": 0.5}, "keep all": {"prefix_loss": "all"}, "keep random": {"prefix_loss": "random"},
-             "keep bottom": {"prefix_loss": "bottom"},
-             "linear": {"schedule": "linear"}, "uniform": {"schedule": "uniform"},
-             "rft clipped": {"method": "rft", "own_keep": 0.2}}
-CHANGES = {"10 % demos": {"demo_share": 0.1}, "1 % demos": {"demo_share": 0.01},
-           "30 % wrong": {"wrong": 0.3}, "60 % wrong": {"wrong": 0.6}}
-DATA = {f"{arm}, {name}": {**MAIN[arm], **change}
-        for name, change in CHANGES.items() for arm in ("prefix_rft", "sft_rft")}
-ARMS = {**MAIN, **ABLATIONS, **DATA}                          # DATA keeps the learning rate of the arm before the comma
-
-
-def run_arm(flags, arm, lr, seed):
-    """Train one arm on the toy and evaluate it. Every arm has the same problems, number of steps and sequences a step;
-    sft_rft spends half of its steps on each half."""
-    start, two_stages = time.perf_counter(), arm.startswith("sft_rft")
-    job = Flags(**{**asdict(flags), **ARMS[arm], "lr": lr, "seed": seed})
-    job.schedule, job.prefix_loss = METHODS.get(job.method, (job.schedule, job.prefix_loss))
-    job.steps = job.steps // 2 if two_stages else job.steps
-    model, tokenizer = load_model("toy", pick_device(flags.device), seed)
-    problems = prepare(tokenizer, toy.problems("train", job.problems, seed, job.wrong), job.demo_share, seed)
-    if two_stages or arm in SUPERVISED:
-        rows = [(p["prompt"], demo) for p in problems for demo in p["demos"]]
-        loss = arm if arm in SUPERVISED else "sft"
-        supervised = idft.Flags(loss=loss, lr=lr, steps=job.steps, batch=job.batch * job.n, seed=seed)
-        idft.train(model, tokenizer, rows, supervised, new_optimizer(model), {"step": 0, "bad": 0})
-    if arm not in SUPERVISED:
-        sampler = rollout_sampler(model, tokenizer, problems, {}, job)
-        optimizer, state = new_optimizer(model, job.weight_decay), {"step": 0, "bad": 0}
-        train(model, tokenizer, problems, {}, job, sampler, optimizer, state)
-    if seed == TUNING_SEED:
-        return assess(model, tokenizer, {"valid": toy.problems("hard", seed=1)}, job.max_new_tokens)
-    result = assess(model, tokenizer, load_benchmarks(["toy"]), job.max_new_tokens)
-    sampled = evaluate(model, tokenizer, toy.problems("hard"), 8, 0.6, 0.95, job.max_new_tokens, ks=(1, 8))["pass@k"]
-    return {**result, "pass@1": sampled[1], "pass@8": sampled[8], "seconds": time.perf_counter() - start}
-
-
-def compare(flags):
-    """The table: every arm's learning rate is tuned over the same grid on one seed and on problems of its own, then the
-    arm is reported on five other seeds. Results stand in <out>/compare.jsonl; a stopped comparison goes on there."""
-    arms = {"main": MAIN, "ablations": {**ABLATIONS, **DATA}, "all": ARMS}[flags.compare]
-    file, columns = Path(flags.out) / "compare.jsonl", ("toy-hard", "toy-longer", "toy-easy", "pass@1", "pass@8")
-    results = lambda arm, jobs: sweep(file, [{"arm": arm, **job} for job in jobs], lambda **job: run_arm(flags, **job),
-                                      steps=flags.steps)
-    print(f"{'arm':24}    lr   " + "".join(f"{name:14}" for name in columns))
-    for arm in arms:
-        tuning = results(arm.split(",")[0], [{"lr": lr, "seed": TUNING_SEED} for lr in GRID])
-        lr = max(tuning, key=lambda row: row["valid"])["lr"]
-        rows = results(arm, [{"lr": lr, "seed": seed} for seed in SEEDS])
-        scores = "".join(f"{mean_std([row[key] for row in rows]):14}" for key in columns)
-        print(f"{arm:24} {lr:5.0e}   {scores}", flush=True)
+def check(flags, problems):
+    """InputError for flags that contradict each other or the data."""
+    if flags.low_end > flags.high:
+        raise InputError(f"--low_end {flags.low_end} is above --high {flags.high}: lower it")
+    if flags.hybrids > flags.n:
+        raise InputError(f"--hybrids {flags.hybrids} is more than --n {flags.n}: take at most n")
+    if (flags.hybrids == 0) != (flags.schedule == "none"):
+        raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: for "
+                         "plain RFT take --method rft")
+    plain = 0 if flags.hybrids == -1 else flags.n - flags.hybrids
+    if plain == 0 and (flags.schedule == "full" or flags.advantage == "code"):
+        raise InputError("--schedule full and --advantage code need a rollout without a prefix: "
+                         f"lower --hybrids {flags.hybrids}")
+    if flags.hybrids and not any(problem["solution"] for problem in problems):
+        raise InputError(f"--data {flags.data} has no solution for a rollout to start from: add "
+                         "some, or take --method rft")
 
 
 def main(flags):
-    if flags.compare:
-        return compare(flags)
-    if flags.method:
-        flags.schedule, flags.prefix_loss = METHODS[flags.method]
-    if flags.low > flags.high or flags.low_end > flags.high:
-        raise InputError(f"--high {flags.high} must be at least --low {flags.low} and --low_end {flags.low_end}")
-    if flags.schedule == "full" and flags.n == 1:
-        raise InputError("--n 1: the demonstration is the only rollout, give the model at least one of its own")
-    if flags.data == "toy":
-        problems = toy.problems("train", flags.problems, flags.seed, flags.wrong)
-    else:
-        problems = load_problems(flags.data)
+    problems = load_problems(flags.data, seed=flags.seed)
+    check(flags, problems)
     benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
     out, model, tokenizer, optimizer, state = start_run(flags)
-    problems = prepare(tokenizer, problems, flags.demo_share, flags.seed)
-    sampler = rollout_sampler(model, tokenizer, problems, benchmarks, flags)
-    if "before" not in state:
-        state["before"] = assess(model, tokenizer, benchmarks, flags.max_new_tokens)
-    out.mkdir(parents=True, exist_ok=True)
-    if state["step"] == 0:
-        log_row(out, {"step": 0, "accuracy": state["before"]})
-    train(model, tokenizer, problems, benchmarks, flags, sampler, optimizer, state, out)
-    after = assess(model, tokenizer, benchmarks, flags.max_new_tokens)
-    log_row(out, {"step": flags.steps, "accuracy": after})
-    print(before_and_after(state["before"], after))
+    problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
+
+    # One sampler for rollouts and evaluations, with room for a whole response to every prompt.
+    prompts = [problem["prompt"] for problem in problems]
+    for benchmark in benchmarks.values():
+        prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in benchmark]
+    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+    if room < flags.max_new_tokens:
+        raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
+                         f"model reads {room}")
+
+    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
+    train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks)
+    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
 
 
 if __name__ == "__main__":
-    run(main, Flags, toy_defaults=TOY)
+    run_script(main, Flags, TOY, METHODS)

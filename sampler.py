@@ -1,675 +1,616 @@
-"""Sampling from a language model in batches: the loop in which all four methods spend their time.
-
-`model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row is done.
-Here the keys and values live in one slab in which column c of a row always holds its token c; during a call
-the model's attention is replaced by one function that writes a column and attends to those before it; and a
-row that is done gives its slot to the next job. The samples are those of `generate`, in less time.
-
-    job       one sample of one prompt; it becomes one row of the result
-    slot      one of `rows` places in the batch, which a job occupies until it is done
-    stream    with streams=2 a slot is two rows of the model: two contexts, fed the same sampled tokens
-    pos       the position of the token a row is fed, hence the column it writes
-    reach     how many columns attention looks at: those of the longest live row, masked for the others
-    logp      log p(y_t); entropy: H[p_t]; both of the temperature-scaled, untruncated distribution, in nats
-
-Randomness: sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt,
-j, step) and on nothing else. Neither `rows`, nor the order of the prompts, nor the company they keep changes
-a sample (as far as float rounding permits), and no generator is advanced.
-
-Left out: beam search, repetition penalties, paged or quantised caches, speculative decoding, several GPUs.
-
-    python sampler.py                  race it against generate, and prove that both say the same: a minute
-    python sampler.py --device cuda    also Qwen2.5-1.5B shape in bf16 against the roofline: some minutes
 """
+sampler.py - sampling from a language model in batches: where all the methods spend their time.
+
+`model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row
+is done. Here keys and values live in one slab in which column c of a row always holds its token c.
+While a call lasts, the model's attention is replaced by one function that writes a column and looks
+at those before it. A sample that is done leaves its slot to the next. The samples are those of
+`generate`, in less time.
+
+    slot      one of `rows` places in the batch, which a sample occupies until it is done
+    stream    with streams=2 a slot is two rows: two contexts, fed the same sampled tokens
+    last      the token that a row is fed next
+    pos       its position, hence the column of the slab it fills
+    reach     how many columns attention looks at: those of the longest row
+    logp      log p(y_t), entropy H[p_t]: of the temperature-scaled, untruncated distribution, nats
+
+Sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j,
+step) and on nothing else. So neither `rows`, nor the order of the prompts, nor their company change
+a sample, as far as float rounding permits.
+
+Left out: beam search, repetition penalties, sliding windows shorter than `length`, paged caches,
+speculative decoding, several GPUs. A model that cannot be served is refused by name.
+
+    python sampler.py              how slots are refilled; the texts are those of generate: seconds
+    python -m experiments.race     how much faster than generate
+"""
+
 import copy
 import hashlib
-import inspect
-import time
+import warnings
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, GenerationConfig, HfArgumentParser, Qwen2Config, Qwen2ForCausalLM
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
 
-try:    # flash attention that is told how long every row is: in torch 2.12 and later, perhaps sooner
-    from torch.nn.attention.varlen import varlen_attn
-    VARLEN = {"seqused_k", "scale"} <= set(inspect.signature(varlen_attn).parameters)
-except ImportError:
-    VARLEN = False
+# cuDNN's attention, torch's first choice on Hopper, builds a plan for every new shape, which takes
+# a good part of a second. Prompts and ragged micro-batches have a new shape nearly every time.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
-
-# ---- one token ---------------------------------------------------------------------------------------------
-
-def row_key(seed, prompt, sample):
-    """The int64 under which sample number `sample` of a prompt draws its uniform numbers."""
-    digest = hashlib.blake2b(repr((int(seed), prompt, sample)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
+CANDIDATES = 1024       # top-p looks for its nucleus among so many tokens, before it sorts them all
 
 
-def uniform(key, step):
-    """Number `step` of splitmix64 seeded by `key` (int64 both), as a float in (0, 1).
+@dataclass
+class Sample:
+    """One continuation of a prompt: the first four fields are the result, the others the loop's."""
 
-    Products wrap, and the masks make the arithmetic >> of int64 logical. 23 bits are kept: never 0, never 1.
+    tokens: list = field(default_factory=list)      # ids, the stop token included
+    logp: list = field(default_factory=list)        # nats, one a token
+    entropy: list = field(default_factory=list)     # nats, one a token
+    finished: bool = False                          # by a stop token
+    texts: tuple = field(default=(), repr=False)    # the prompt, one tuple of ids a stream
+    prompt: int = 0                                 # its number, or that of an equal one before it
+    number: int = 0                                 # which sample of its prompt this is
+    budget: int = 0                                 # how many tokens it may have
+    done: bool = False
+
+    def take(self, tokens, logp, entropy, stop):
+        """Add sampled tokens, up to the first stop token or the budget."""
+        for token, token_logp, token_entropy in zip(tokens, logp, entropy):
+            if self.done:
+                break
+            self.tokens.append(token)
+            self.logp.append(token_logp)
+            self.entropy.append(token_entropy)
+            self.finished = token in stop
+            self.done = self.finished or len(self.tokens) == self.budget
+
+    def cut(self, length):
+        """End it after `length` tokens (None: go on), unless it has just ended there by itself."""
+        if length is None or (self.done and length == len(self.tokens)):
+            return
+        for numbers in (self.tokens, self.logp, self.entropy):
+            del numbers[length:]
+        self.finished = False
+        self.done = True
+
+
+# ---- one token -----------------------------------------------------------------------------------
+
+def uniforms(seed, sample):
+    """The numbers in [0, 1) by which a sample draws its tokens: (budget,) float32."""
+    key = repr((seed, sample.texts, sample.number)).encode()
+    digest = hashlib.sha256(key).digest()
+    rng = np.random.default_rng(list(digest))
+    return torch.from_numpy(rng.random(sample.budget, dtype=np.float32))
+
+
+def invert(p, u):
+    """The first index at which the cumulative sum of p (R, V) exceeds the share u (R,) of its
+    total -> (R, 1). By rounding p may be 0 there: that is for the caller to see.
+
+    In two levels, since a cumulative sum over a vocabulary is slow: which block, then where in it.
     """
-    x = key + step * -0x61C8864680B583EB
-    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    x = x ^ (x >> 31 & 0x1FFFFFFFF)
-    return ((x >> 41 & 0x7FFFFF) + 0.5) * 2.0**-23
+    R, V = p.shape
+    size = min(V, 256)
+    blocks = F.pad(p, (0, -V % size)).view(R, -1, size)
+    cdf = blocks.sum(-1).cumsum(-1)                                     # (R, blocks)
+    target = u[:, None] * cdf[:, -1:]                                   # (R, 1)
+    block = torch.searchsorted(cdf, target, right=True)
+    block.clamp_(max=cdf.shape[1] - 1)
+    # The same inside the block, for what is left of the target.
+    target -= F.pad(cdf, (1, 0)).gather(1, block)
+    inside = blocks.take_along_dim(block[:, :, None], 1)[:, 0]          # (R, size)
+    place = torch.searchsorted(inside.cumsum(-1), target, right=True)
+    return (block * size + place).clamp_(max=V - 1)
 
 
-def truncate(p, top_k, top_p):
-    """Keep the top_k likeliest tokens (0: all), and of those the smallest set that holds top_p of their mass.
+def truncate(p, top_k, top_p, candidates):
+    """Keep the top_k likeliest tokens (0: all), and of those the fewest that hold top_p of their
+    mass.
 
-    p (R, V) -> p with zeros elsewhere, not renormalised.
+    p (R, V) -> kept (R, k), not renormalised, 0 behind the nucleus; their ids (R, k); fits (R,)
+    bool: without top_k only so many `candidates` are looked at, and a nucleus may be wider.
     """
-    V = p.shape[-1]
-    k = min(top_k or V, V)
-    if not top_k and not p.is_cuda:     # sorting a vocabulary is slow, and a nucleus is small
-        k = min(512, V)
-        while k < V and (p.topk(k).values.sum(-1) < top_p).any():
-            k = min(8 * k, V)
-    top, token = p.topk(k)
-    before = top.cumsum(-1) - top                                   # mass of the likelier tokens
+    k = min(top_k or candidates, p.shape[1])
+    top, ids = p.topk(k)
     mass = top.sum(-1, keepdim=True) if top_k else 1.0
-    return torch.zeros_like(p).scatter_(-1, token, top * (before < top_p * mass))
+    # A token is in the nucleus if the likelier ones do not fill it.
+    before = top.cumsum(-1) - top
+    kept = top * (before < top_p * mass)
+    everything = k in (top_k, p.shape[1])
+    fits = (kept[:, -1] == 0) | everything
+    return kept, ids, fits
 
 
-def draw(logits, u, temperature, top_k=0, top_p=1.0):
-    """The next tokens, and what the distribution says of them.
+def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
+    """The next tokens, and what the distribution says of them. First temperature, then top_k, then
+    top_p, as in Hugging Face. Temperature 0 is argmax, with logp and entropy of temperature 1.
 
-    logits (R, V) float32, u (R,) in (0, 1) -> token (R,) int64, logp (R,), entropy (R,). First temperature,
-    then top_k, then top_p, as in Hugging Face. Temperature 0 is argmax, with logp and entropy those of 1.
+    logits (R, V) float32, u (R,) in [0, 1) -> token (R,) int64, logp (R,), entropy (R,), fits (R,)
     """
-    log_p = (logits / temperature if temperature not in (0, 1) else logits).log_softmax(-1)
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    log_p = logits.log_softmax(-1)
     p = log_p.exp()
-    entropy = -(p * log_p.clamp_min(-200)).sum(-1)                  # p is 0 long before; 0 * inf is NaN
-    token = logits.argmax(-1)
-    if temperature:
-        kept = truncate(p, top_k, top_p) if top_k or top_p < 1 else p
-        cdf = kept.cumsum(-1)
-        found = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).clamp_max(p.shape[-1] - 1)
-        # A parallel cumsum may rise by rounding where p is 0: such a token is not in the support.
-        token = torch.where(kept.gather(-1, found) > 0, found, token[:, None]).squeeze(-1)
-    return token, log_p.gather(-1, token[:, None]).squeeze(-1), entropy
+    entropy = -(p * log_p.clamp_min(-200)).sum(-1)      # 0 * inf is NaN, and p is 0 long before
+    likeliest = logits.argmax(-1, keepdim=True)                         # (R, 1)
+    fits = torch.ones_like(u, dtype=torch.bool)
+    if temperature == 0:
+        token = likeliest
+    else:
+        if top_k or top_p < 1:
+            kept, ids, fits = truncate(p, top_k, top_p, candidates)
+            place = invert(kept, u)
+            token, mass = ids.gather(1, place), kept.gather(1, place)
+        else:
+            token = invert(p, u)
+            mass = p.gather(1, token)
+        # Rounding may lead out of the support.
+        token = torch.where(mass > 0, token, likeliest)
+    return token[:, 0], log_p.gather(1, token)[:, 0], entropy, fits
 
 
-# ---- the slab, and the attention that reads it -------------------------------------------------------------
+# ---- the slots, the slab, and the attention that reads it ----------------------------------------
 
-def flash(k, v):
-    """Whether varlen_attn can read these keys and values."""
-    return VARLEN and k.is_cuda and k.dtype != torch.float32 and k.shape[3] == v.shape[3] <= 256
+def flash_fits(q, k, v):
+    """Whether the kernel of flash attention takes these queries, keys and values."""
+    if not q.is_cuda or q.dtype == torch.float32:
+        return False
+    dim = k.shape[3]
+    recent = torch.cuda.get_device_capability(q.device) >= (8, 0)
+    return recent and v.shape[3] == dim and dim % 8 == 0 and dim <= 256
 
 
-class Slab:
-    """Keys and values: for every layer a pair of (rows, kv heads, columns, dim).
+class Slots:
+    """What a call keeps on the device. The slots in use come first; a slot is `streams` rows.
 
-    The model is called to read prompts (`prefill`: row i of the batch fills row target[i] of the slab, from
-    column 0 on) or to read a token a row (`decode`: row i fills column pos[i] and looks at `reach` columns).
+    A model called with `slots=` reads either prompts (row i of its batch fills row target[i] of the
+    slab, from column 0 on) or one token a row (row i fills column pos[i] and looks back from it).
     """
 
-    def __init__(self, rows, columns):
-        self.rows, self.columns, self.layers, self.varlen = rows, columns, {}, True
+    def __init__(self, model, count, streams, columns, longest):
+        self.model, self.streams, self.columns = model, streams, columns
+        self.longest = longest                  # text: a layer that looks less far back is refused
+        self.layers = {}                        # keys and values: (rows, columns, kv heads, dim)
+        self.flash = False                      # until a layer says otherwise
+        self.graphs = {}                        # number of slots -> CUDA graph, its logits
+        self.candidates = CANDIDATES
+        zeros = torch.zeros(count, streams, dtype=torch.long, device=model.device)
+        self.last = zeros
+        self.pos = zeros.clone()
+        self.step = zeros[:, 0].clone()         # tokens sampled so far
+        self.state = zeros[:, 0].clone()        # what `combine` remembers
+        self.u = torch.zeros(count, columns, device=model.device)       # the random numbers
 
-    def prefill(self, target):
-        self.target, self.pos = target, None
-        return self
+    def tensor(self, numbers):
+        return torch.tensor(numbers, device=self.pos.device)
 
-    def decode(self, pos, reach):
-        self.pos, self.reach, self.seen = pos, reach, {}
-        return self
+    def fill(self, busy, fresh, seed):
+        """Put samples into the slots behind the busy ones. A prompt that the slab holds is copied,
+        a new one is read, once."""
+        home = {sample.prompt: slot for slot, sample in enumerate(busy)}
+        unread, source, target = [], [], []
+        for slot, sample in enumerate(fresh, len(busy)):
+            known = sample.prompt in home
+            if known:
+                source.append(home[sample.prompt])
+                target.append(slot)
+            else:
+                home[sample.prompt] = slot
+            for stream, text in enumerate(sample.texts):
+                # The last token is the first input of `advance`: there is one way to sample.
+                if not known:
+                    unread.append((text[:-1], slot * self.streams + stream))
+                self.last[slot, stream] = text[-1]
+                self.pos[slot, stream] = len(text) - 1
+            self.step[slot] = 0
+            self.state[slot] = 0
+            self.u[slot, :sample.budget] = uniforms(seed, sample)
+        self.read(unread)
+        if source:
+            longest = max(len(text) for sample in fresh for text in sample.texts)
+            self.copy(self.tensor(source), self.tensor(target), longest)
 
-    def attend(self, layer, q, k, v, scale, window):
+    def read(self, unread, at_once=8192):
+        """Prefill texts, a list of (text, row), about `at_once` tokens at a time, right-padded."""
+        unread = [pair for pair in unread if len(pair[0]) > 0]
+        unread.sort(key=lambda pair: len(pair[0]), reverse=True)
+        while unread:
+            batch = max(1, at_once // len(unread[0][0]))
+            texts, rows = zip(*unread[:batch])
+            del unread[:batch]
+            ids = pad_sequence([self.tensor(text) for text in texts], batch_first=True)
+            at = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+            self.target = self.tensor(rows)
+            self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slots=self)
+
+    def aim(self, rows, reach):
+        """What the next layers read is a token a row."""
+        self.target, self.shared, self.reach = None, None, reach
+        self.row = torch.arange(rows, device=self.pos.device)
+        self.at = self.pos.view(-1)[:rows]
+
+    def attend(self, layer, q, k, v, scale):
         """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
+        B, heads, T, _ = q.shape
+        kv_heads = k.shape[1]
         if layer not in self.layers:
-            self.varlen &= flash(k, v)
-            self.layers[layer] = [self.room(x, self.columns) for x in (k, v)]
+            shape = self.pos.numel(), self.columns, kv_heads
+            keys = k.new_zeros(*shape, k.shape[3])
+            values = v.new_zeros(*shape, v.shape[3])
+            self.layers[layer] = keys, values
+            self.flash = flash_fits(q, k, v)
         keys, values = self.layers[layer]
-        B, heads, T, dim = q.shape
-        group = heads // k.shape[1]                                 # query heads that share one key head
-        if self.pos is None:
-            keys[self.target, :, :T], values[self.target, :, :T] = k, v
-            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-            band = None         # (T, T) bool: query t may look at the columns t - window < c <= t
-            if window and window < T:
-                band = torch.ones(T, T, dtype=torch.bool, device=q.device).tril().triu(1 - window)
-            out = F.scaled_dot_product_attention(q, k, v, band, is_causal=band is None, scale=scale)
+
+        if self.target is not None:
+            keys[self.target, :T] = k.transpose(1, 2)
+            values[self.target, :T] = v.transpose(1, 2)
+            k = k.repeat_interleave(heads // kv_heads, 1)
+            v = v.repeat_interleave(heads // kv_heads, 1)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
             return out.transpose(1, 2)
 
-        at = self.pos[:, None, None, None]
-        keys.scatter_(2, at.expand_as(k), k)                        # row i, column pos[i]
-        values.scatter_(2, at.expand_as(v), v)
-        if (window, self.varlen) not in self.seen:                  # made once a step, shared by the layers
-            self.seen[window, self.varlen] = self.spans(window) if self.varlen else self.bias(window, q.dtype)
-        q = q.view(B, -1, group, dim)       # a group becomes query positions: its keys are read once
-        if self.varlen:
-            start, used, rows = self.seen[window, True]
-            q, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, keys, values))
-            out = varlen_attn(q, keys, values, rows * group, start, group, self.columns,
-                              scale=scale, seqused_k=used)
-            out = out.view(B, group, -1, dim).transpose(1, 2)
-        else:
-            keys, values = keys[:B, :, :self.reach], values[:B, :, :self.reach]
-            out = F.scaled_dot_product_attention(q, keys, values, self.seen[window, False], scale=scale)
+        keys[self.row, self.at] = k[:, :, 0]
+        values[self.row, self.at] = v[:, :, 0]
+        attend = self.attend_flash if self.flash else self.attend_masked
+        out = attend(q, keys[:B], values[:B], scale)
         return out.reshape(B, 1, heads, -1)
 
-    def bias(self, window, dtype):
-        """(B, 1, 1, reach), added to the scores: 0 on the columns pos - window < c <= pos, -inf elsewhere."""
-        c, pos = torch.arange(self.reach, device=self.pos.device), self.pos[:, None]
-        unseen = (c > pos) | (c <= pos - window) if window else c > pos
-        bias = torch.zeros(unseen.shape, dtype=dtype, device=c.device).masked_fill_(unseen, -torch.inf)
-        return bias[:, None, None]
+    def attend_masked(self, q, keys, values, scale):
+        """One query a row against `reach` columns -> (B, kv heads, group, dim)."""
+        if self.shared is None:
+            # For all layers, added to the scores: -inf on what a row has not filled.
+            unseen = torch.arange(self.reach, device=q.device) > self.at[:, None]
+            bias = torch.zeros(unseen.shape, dtype=q.dtype, device=q.device)
+            self.shared = bias.masked_fill_(unseen, -torch.inf)[:, None, None]
+        keys = keys[:, :self.reach].transpose(1, 2)                     # (B, kv heads, reach, dim)
+        values = values[:, :self.reach].transpose(1, 2)
+        # Query heads that share a key head become query positions: the keys are read once.
+        B, kv_heads, _, dim = keys.shape
+        q = q.reshape(B, kv_heads, -1, dim)
+        return F.scaled_dot_product_attention(q, keys, values, self.shared, scale=scale)
 
-    def spans(self, window):
-        """The same for varlen_attn: the start of a row's columns in the flat slab, their number; and 0..B."""
-        first = (self.pos + 1 - window).clamp_min(0) if window else torch.zeros_like(self.pos)
-        rows = torch.arange(len(first) + 1, device=first.device, dtype=torch.int32)
-        return (rows * self.columns + F.pad(first, (0, 1))).int(), (self.pos + 1 - first).int(), rows
+    def attend_flash(self, q, keys, values, scale):
+        """The same by a kernel that is told how much each row has filled -> (B, heads, dim)."""
+        if self.shared is None:
+            # For all layers: where rows start in the line of all columns, and what they use.
+            start = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32)
+            self.shared = start, start * self.columns, (self.at + 1).int()
+        start_q, start_k, used = self.shared
+        keys = keys.flatten(0, 1)                                       # (B columns, kv heads, dim)
+        values = values.flatten(0, 1)
+        out = torch.ops.aten._flash_attention_forward(
+            q[:, :, 0], keys, values, start_q, start_k, 1, self.columns, 0.0, False, False,
+            scale=scale, seqused_k=used)
+        return out[0]
 
-    def room(self, like, columns):
-        """Zeros (rows, kv heads, columns, dim); for varlen_attn the heads of a token lie together."""
-        _, heads, _, dim = like.shape
-        if self.varlen:
-            return like.new_zeros(self.rows, columns, heads, dim).transpose(1, 2)
-        return like.new_zeros(self.rows, heads, columns, dim)
+    def forward(self, B, reach):
+        """Logits (B, streams, V) of the tokens after `last`; no row has filled more than reach."""
+        self.aim(B * self.streams, reach)
+        ids = self.last[:B].view(-1, 1)
+        out = self.model(input_ids=ids, position_ids=self.at[:, None], use_cache=False, slots=self)
+        return out.logits.view(B, self.streams, -1)
 
-    def grow(self, columns, spare=0):
-        """Make room for `columns`. Without CUDA graphs the slab is as wide as it must be and is read whole:
-        memory that comes in one piece comes twice as fast."""
-        if columns > self.columns:
-            for pair in self.layers.values():
-                for i, old in enumerate(pair):
-                    pair[i] = self.room(old, columns + spare)
-                    pair[i][:, :, :self.columns] = old
-            self.columns = columns + spare
+    def replay(self, B, reach):
+        """`forward` from a CUDA graph, if there can be one."""
+        # A graph fixes how much attention reads, unless the kernel is told on the device.
+        if not self.flash:
+            return self.forward(B, reach)
+        power_of_two = 1 << (B - 1).bit_length()
+        size = min(len(self.pos), max(8, power_of_two))
+        if size not in self.graphs:
+            self.graphs[size] = self.capture(size)
+        graph, logits = self.graphs[size]
+        if graph is None:
+            return self.forward(B, reach)
+        graph.replay()
+        return logits[:B]
+
+    def capture(self, size):
+        """Record `forward` -> graph, the logits it writes; None, None if the model forbids it."""
+        self.forward(size, self.columns)        # warms up; done twice, a step writes the same
+        stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                logits = self.forward(size, self.columns)
+            return graph, logits
+        except RuntimeError as error:
+            # Leaving a broken capture raises anew: what went wrong first is its context.
+            for cause in (error, error.__context__):
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause
+            warnings.warn(f"no CUDA graph of {type(self.model).__name__}, kernels are launched "
+                          f"one by one: {error}")
+            return None, None
+        finally:
+            torch.cuda.set_stream(stream)       # a capture that failed leaves its own current
+
+    def advance(self, B, ahead, reach, how, combine):
+        """`ahead` tokens for the first B slots -> tokens, logp, entropy: B lists of `ahead`."""
+        last = self.last[:B]
+        pos = self.pos[:B]
+        step = self.step[:B]
+        state = self.state[:B]
+        before = last.clone(), pos.clone(), step.clone(), state.clone()
+        block = []
+        for _ in range(ahead):                  # nothing in this loop waits for the device
+            logits = self.replay(B, reach).float()                      # (B, streams, V)
+            if combine:
+                logits, state[:] = combine(logits, last[:, 0], step, state)
+            else:
+                logits = logits[:, 0]
+            u = self.u[:B].gather(1, step[:, None])                     # (B, 1)
+            drawn = draw(logits, u[:, 0], *how, self.candidates)
+            block.append(drawn)
+            last[:] = drawn[0][:, None]         # every stream is fed the sampled token
+            pos += 1
+            step += 1
+        tokens, logp, entropy, fits = zip(*block)
+        tokens = torch.stack(tokens, 1)                                 # (B, ahead)
+        logp = torch.stack(logp, 1)
+        entropy = torch.stack(entropy, 1)
+        fits = torch.stack(fits)
+        if fits.all():
+            return tokens.tolist(), logp.tolist(), entropy.tolist()
+        # A nucleus was wider than the candidates: the block once more, from now on sorting all.
+        self.candidates = logits.shape[1]
+        for x, old in zip((last, pos, step, state), before):
+            x.copy_(old)
+        return self.advance(B, ahead, reach, how, combine)
+
+    def close_ranks(self, busy, columns):
+        """Move the last samples that go on into the slots of those that are done -> the former."""
+        B = sum(not sample.done for sample in busy)
+        holes = [slot for slot in range(B) if busy[slot].done]
+        tail = [slot for slot in range(B, len(busy)) if not busy[slot].done]
+        for hole, slot in zip(holes, tail):
+            busy[hole] = busy[slot]
+        if holes:
+            target = self.tensor(holes)
+            source = self.tensor(tail)
+            self.copy(source, target, columns)
+            for x in (self.last, self.pos, self.step, self.state, self.u):
+                x.index_copy_(0, target, x.index_select(0, source))
+        self.pos[B:] = 0                        # free slots in a graph shall read one column
+        return busy[:B]
 
     def copy(self, source, target, columns):
-        """The first columns of the rows `source` (list) into the rows `target` (list), in every layer."""
+        """The first columns of the slots `source` into the slots `target`, index tensors both."""
         for pair in self.layers.values():
             for x in pair:
-                x[target, :, :columns] = x[source, :, :columns]
-
-    def clear(self):
-        """Forget the last call: a NaN it left behind would get past any mask, since 0 * NaN is NaN."""
-        for pair in self.layers.values():
-            for x in pair:
-                x.zero_()
+                x = x.unflatten(0, (-1, self.streams))[:, :, :columns]
+                x.index_copy_(0, target, x.index_select(0, source))
 
 
-def slab_attention(module, query, key, value, attention_mask, sliding_window=None, slab=None, scaling=None,
-                   **others):
-    """What every layer calls in place of its own attention; `slab` is a keyword of the model's call."""
-    return slab.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
+def slab_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None,
+                   slots=None, dropout=0.0, position_ids=None, is_causal=True, **others):
+    """What a layer calls in place of its attention; `slots` is a keyword of the model's call."""
+    if attention_mask is not None:
+        raise ValueError("attention with a mask of its own")
+    if sliding_window is not None and sliding_window < slots.longest:
+        raise ValueError(f"attention with a sliding window of {sliding_window}, shorter than "
+                         f"length={slots.longest}")
+    for name, option in others.items():
+        if option is not None and option is not False:
+            raise ValueError(f"attention with {name}")
+    return slots.attend(module.layer_idx, query, key, value, scaling), None
 
 
-AttentionInterface.register("slab", slab_attention)     # a name for which transformers builds no mask
+AttentionInterface.register("slab", slab_attention)     # for this name no mask is built
 
 
 @contextmanager
 def attention(model, name):
-    """The model with attention `name`, in eval mode, without autocast or gradients; then all as it was."""
-    training = [(m, m.training) for m in model.modules()]
-    configs = {id(config): config for config in (getattr(m, "config", None) for m in model.modules())
-               if hasattr(config, "_attn_implementation")}.values()
-    names = [config._attn_implementation for config in configs]
+    """The model with attention `name`, in eval mode, no autocast, no gradients; then as it was."""
+    config = model.config.get_text_config()
+    old = config._attn_implementation
+    training = [module for module in model.modules() if module.training]
     try:
+        config._attn_implementation = name
         model.eval()
-        for config in configs:
-            config._attn_implementation = name
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             yield
     finally:
-        for config, old in zip(configs, names):
-            config._attn_implementation = old
-        for module, mode in training:
-            module.training = mode
+        config._attn_implementation = old
+        for module in training:
+            module.training = True
 
 
-def examine(model):
-    """ValueError, naming the model and the cause, if the slab cannot serve it.
-
-    First what the config and the calls of the layers say, since slightly wrong attention hides in a small
-    random model. Then the proof: a few tokens read through the slab must give the model's own logits.
-    """
+def examine(model, length):
+    """ValueError, naming the model and the cause, if the slab cannot serve it."""
     def refuse(cause):
         raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}")
 
+    # What a short text cannot show.
     config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or []
-    if odd := set(kinds) - {"full_attention", "sliding_attention"}:
-        refuse(f"layers of type {', '.join(sorted(odd))}")
-    ropes = [getattr(module, "rope_type", None) for module in model.modules()]
-    ropes = {kind for rope in ropes for kind in (rope.values() if isinstance(rope, dict) else [rope])}
-    if odd := ropes & {"dynamic", "longrope"}:
-        refuse(f"{odd.pop()} rope, whose frequencies depend on the longest row of a batch")
+    for kind in getattr(config, "layer_types", None) or []:
+        if kind not in ("full_attention", "sliding_attention"):
+            refuse(f"layers of type {kind}")
+    window = getattr(config, "sliding_window", None)
+    if window and window < length and getattr(config, "use_sliding_window", True):
+        refuse(f"a sliding window of {window}, shorter than length={length}")
+    for module in model.modules():
+        rope = str(getattr(module, "rope_type", None))
+        if "dynamic" in rope or "longrope" in rope:
+            refuse(f"{rope} rope, whose frequencies depend on the longest row of a batch")
 
-    calls = []
-
-    def watched(module, query, key, value, attention_mask, sliding_window=None, **options):
-        odd = {name for name, option in options.items() if option is not None and option is not False}
-        odd |= {"a mask of its own"} if attention_mask is not None else set()
-        odd -= {"slab", "scaling", "dropout", "position_ids", "is_causal"}
-        calls.append((module.layer_idx, sliding_window, odd))
-        return slab_attention(module, query, key, value, None, sliding_window, **options)
-
-    AttentionInterface.register("slab, watched", watched)
-    rows, at = torch.arange(4, device=model.device), torch.arange(8, device=model.device).expand(4, 8)
-    ids = (at * 37 + rows[:, None] * 101 + 11) % model.get_input_embeddings().num_embeddings
+    # The proof: four texts of eight tokens, read as seven and one, give the model's own logits.
+    ids = torch.arange(32, device=model.device).view(4, 8) * 37 + 11
+    ids %= model.get_input_embeddings().num_embeddings
     with attention(model, "eager"):
         want = model(input_ids=ids, use_cache=False).logits[:, -1].float()
-    slab = Slab(4, 8)
+    slots = Slots(model, 4, 1, 8, length)
     try:
-        with attention(model, "slab, watched"):
-            model(input_ids=ids[:, :-1], position_ids=at[:, :-1], use_cache=False, slab=slab.prefill(rows))
-            slab.decode(at[:, -1], reach=8)
-            got = model(input_ids=ids[:, -1:], position_ids=at[:, -1:], use_cache=False, slab=slab)
+        with attention(model, "slab"):
+            slots.read([(ids[row, :7].tolist(), row) for row in range(4)])
+            slots.last[:, 0] = ids[:, 7]
+            slots.pos[:] = 7
+            got = slots.forward(4, 8)[:, 0].float()
     except Exception as error:
-        refuse(f"its attention does not go through transformers.AttentionInterface ({error})")
-
-    layers = list(range(config.num_hidden_layers))
-    if [layer for layer, _, _ in calls] != layers + layers:
-        refuse("its layers are not one call each of transformers.AttentionInterface")
-    sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    slides = [kind == "sliding_attention" for kind in kinds] or [bool(sliding) for _ in layers]
-    for layer, window, odd in calls:
-        if odd:
-            refuse(f"attention with {', '.join(sorted(odd))}")
-        if slides[layer] != (window is not None):
-            refuse(f"layer {layer} attends with sliding_window={window}, against its config")
-    # The median row: bf16 may send a token of one row to another expert, but a wrong model errs in every row.
-    error = ((got.logits[:, -1].float() - want).abs().amax(-1) / want.abs().amax(-1).clamp_min(1e-6)).median()
-    if not error < (1e-4 if model.device.type == "cpu" and model.dtype == torch.float32 else 5e-2):
+        refuse(f"{error} (its layers must attend through transformers.AttentionInterface)")
+    if sorted(slots.layers) != list(range(config.num_hidden_layers)):
+        refuse("not all of its layers attend through transformers.AttentionInterface")
+    # The median row: bf16 may send a token to another expert, but a wrong model errs in all rows.
+    largest = want.abs().amax(-1).clamp_min(1e-6)
+    error = (got - want).abs().amax(-1) / largest
+    error = error.median().item()
+    exact = model.device.type == "cpu" and model.dtype == torch.float32
+    if not error < (1e-4 if exact else 5e-2):
         refuse(f"its logits through the slab are off by {error:.1e} of their size")
 
 
-# ---- the sampler -------------------------------------------------------------------------------------------
-
-@dataclass
-class Samples:
-    """R rows, row r a sample of prompt r // n; T is the longest."""
-    tokens: torch.Tensor    # (R, T) int64
-    mask: torch.Tensor      # (R, T) bool, True on sampled tokens, the stop token included; elsewhere all is 0
-    logp: torch.Tensor      # (R, T) float32, nats
-    entropy: torch.Tensor   # (R, T) float32, nats
-    finished: torch.Tensor  # (R,) bool, stopped by a stop token
-
-    def lists(self):
-        """The sampled tokens as R ragged lists."""
-        return [row[:n] for row, n in zip(self.tokens.tolist(), self.mask.sum(-1).tolist())]
-
-
-@dataclass
-class Job:
-    row: int                # of the result
-    texts: tuple            # the prompt of every stream, a tuple of token ids each
-    budget: int
-    key: int                # of its uniform numbers
-    length: int = 0         # tokens sampled so far
-    finished: bool = False  # by a stop token
-    done: bool = False
-
+# ---- the sampler ---------------------------------------------------------------------------------
 
 class Sampler:
-    """Samples from a decoder-only Hugging Face model, `rows` jobs at a time, of up to `length` tokens each.
+    """Samples from a decoder-only Hugging Face model, `rows` side by side, of texts of at most
+    `length` tokens. ValueError for a model that the slab cannot serve.
 
-    The model is used as it is, so its weights may change between calls. With `dtype` the sampler keeps a twin
-    in that precision (bf16 beside float32 training weights), as of the last `sync`. On CUDA a decode step is
-    replayed from a graph; graphs = None turns that off. ValueError for a model the slab cannot serve.
+    The model is used as it is, so its weights may change between calls. With `dtype` the sampler
+    keeps a twin in that precision (bf16 beside float32 weights that learn), as of the last `sync`.
     """
 
     def __init__(self, model, rows=64, length=2048, streams=1, dtype=None):
-        if dtype not in (None, model.dtype):    # the parameters only: rotary frequencies must stay float32
-            cast = lambda p: torch.nn.Parameter(p.detach().to(dtype), requires_grad=False)
-            model = copy.deepcopy(model, {id(p): cast(p) for p in model.parameters()})
-        examine(model)
-        if not any("inv_freq" in name for name, _ in model.named_buffers()):    # positions come from a table
+        if dtype not in (None, model.dtype):
+            # The parameters only: rotary frequencies must stay float32.
+            model = copy.deepcopy(model).requires_grad_(False)
+            for p in model.parameters():
+                p.data = p.data.to(dtype)
+        if not any("inv_freq" in name for name, _ in model.named_buffers()):
+            # Positions come from a table.
             length = min(length, getattr(model.config, "max_position_embeddings", length))
+        examine(model, length)
         self.model, self.rows, self.length, self.streams = model, rows, length, streams
-        self.every = 8 if model.device.type == "cuda" else 4        # tokens between two looks of the host
-        self.graphs = {} if model.device.type == "cuda" else None
-        self.storage = None                     # where the weights were when the graphs were captured
+        self.every = 32 if model.device.type == "cuda" else 4       # tokens between looks
 
     def sync(self, model):
-        """Copy the weights of `model` into the twin, in place, so that captured graphs stay valid."""
+        """Copy the weights of `model` into the twin."""
         with torch.no_grad():
             for mine, theirs in zip(self.model.parameters(), model.parameters()):
-                if mine is not theirs:
-                    mine.copy_(theirs)
+                mine.copy_(theirs)
 
-    def __call__(self, prompts, n=1, max_new_tokens=256, stop=None, temperature=1.0, top_k=0, top_p=1.0,
-                 seed=0, combine=None, halt=None):
-        """Sample n continuations of every prompt -> Samples; row r belongs to prompt r // n.
+    def __call__(self, prompts, n=1, max_new_tokens=256, stop=None, temperature=1.0, top_k=0,
+                 top_p=1.0, seed=0, combine=None, halt=None):
+        """n continuations of every prompt -> list of Sample; number r belongs to prompt r // n.
 
-        prompts         ragged lists of token ids; with streams=2 pairs of them, fed the same sampled tokens
-        max_new_tokens  an int, or one for every prompt
-        stop            ids of the tokens that end a row; None: the model's own EOS
+        prompts         ragged lists of token ids; with streams=2 pairs of lists
+        max_new_tokens  an int, or a list with one for every prompt
+        stop            ids of the tokens that end a sample; None: the model's own EOS
         temperature     0 is greedy; top_k=0 and top_p=1 truncate nothing
-        combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled so far,
-                        state (R,) int64, 0 for a fresh row) -> log-probs (R, V), normalised or not; new state
-        halt            (list of tokens sampled so far) -> the length to cut the row to, or None to go on;
-                        asked every few tokens, and a row it cuts is not finished
-        ValueError, naming the row, for what cannot be sampled.
+        combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled
+                        so far, state (R,) int64, at first 0) -> log-probs (R, V), normalised or
+                        not; the new state (R,)
+        halt            (list of tokens sampled so far) -> the length to cut the sample to, or None;
+                        asked every `every` tokens, and what it cuts is not finished
+        ValueError, naming the prompt, for what cannot be sampled.
         """
         if not (n >= 1 and temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
             raise ValueError(f"cannot sample with {n=}, {temperature=}, {top_k=}, {top_p=}")
         if self.streams > 1 and combine is None:
-            raise ValueError(f"{self.streams} streams need a `combine` to make one distribution of them")
+            raise ValueError(f"{self.streams} streams need a `combine`")
         if stop is None:
-            stop = getattr(self.model.generation_config, "eos_token_id", None)
-        stop = [stop] if isinstance(stop, int) else list(stop or ())
-        jobs = self.plan(prompts, n, max_new_tokens, seed)
+            stop = self.model.generation_config.eos_token_id
+            stop = stop if isinstance(stop, list) else [stop]
+        samples = self.plan(prompts, n, max_new_tokens)
         with attention(self.model, "slab"):
-            self.prepare(jobs)
-            return self.run(jobs, self.tensor(stop), (temperature, top_k, top_p), combine, halt)
+            self.run(samples, set(stop), (temperature, top_k, top_p), seed, combine, halt)
+        return samples
 
-    def tensor(self, values, dtype=torch.long):
-        return torch.tensor(values, dtype=dtype, device=self.model.device)
-
-    def plan(self, prompts, n, max_new_tokens, seed):
-        """Check the request and make a list of jobs of it."""
-        if not len(prompts):
+    def plan(self, prompts, n, max_new_tokens):
+        """Check the request and make a list of empty samples of it."""
+        if len(prompts) == 0:
             raise ValueError("no prompts to sample from")
-        budgets = max_new_tokens if hasattr(max_new_tokens, "__len__") else [max_new_tokens] * len(prompts)
+        budgets = max_new_tokens
+        if not isinstance(budgets, (list, tuple)):
+            budgets = [budgets] * len(prompts)
         if len(budgets) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(budgets)} values of max_new_tokens")
         vocabulary = self.model.get_input_embeddings().num_embeddings
-        jobs, times = [], {}
+        samples, known, count = [], {}, Counter()
         for i, (prompt, budget) in enumerate(zip(prompts, budgets)):
-            where = f"row {i * n} (prompt {i})"
-            texts = tuple(tuple(map(int, text)) for text in (prompt if self.streams > 1 else [prompt]))
-            if len(texts) != self.streams or not all(texts):
-                raise ValueError(f"{where} is empty" if self.streams == 1 else
-                                 f"{where} needs {self.streams} prompts, none of them empty")
-            if not all(0 <= token < vocabulary for text in texts for token in (min(text), max(text))):
-                raise ValueError(f"{where} has a token id outside the vocabulary of {vocabulary}")
-            longest = max(map(len, texts))
-            if budget < 0 or longest + budget > self.length:
-                raise ValueError(f"{where}: {longest} tokens and {budget} new ones do not fit "
-                                 f"length={self.length}")
+            texts = prompt if self.streams > 1 else [prompt]
+            texts = tuple(tuple(map(int, text)) for text in texts)
+            if len(texts) != self.streams:
+                raise ValueError(f"prompt {i} needs {self.streams} texts, one a stream")
+            for text in texts:
+                if len(text) == 0:
+                    raise ValueError(f"prompt {i} is empty")
+                if min(text) < 0 or max(text) >= vocabulary:
+                    raise ValueError(f"prompt {i} has a token outside the vocabulary of "
+                                     f"{vocabulary}")
+                if budget < 0 or len(text) + budget > self.length:
+                    raise ValueError(f"prompt {i}: {len(text)} tokens and {budget} new ones do not "
+                                     f"fit length={self.length}")
+            # A prompt listed twice goes on counting.
+            first = known.setdefault(texts, i)
             for _ in range(n):
-                sample = times[texts] = times.get(texts, -1) + 1    # a prompt listed twice goes on counting
-                jobs.append(Job(len(jobs), texts, int(budget), row_key(seed, texts, sample)))
-        return jobs
+                samples.append(Sample(texts=texts, prompt=first, number=count[first],
+                                      budget=budget))
+                count[first] += 1
+        return samples
 
-    def prepare(self, jobs):
-        """Memory for a call. What CUDA graphs read and write, weights included, must stay where it is."""
-        slots = min(self.rows, len(jobs))
-        if self.graphs is None:
-            self.slab = Slab(slots * self.streams, 0)
-        elif (storage := [p.data_ptr() for p in self.model.parameters()]) == self.storage:
-            return self.slab.clear()
-        else:
-            self.storage, self.graphs, slots = storage, {}, self.rows
-            self.slab = Slab(slots * self.streams, self.length)
-        self.last, self.pos = self.tensor([[[0] * self.streams] * slots] * 2)       # each (slots, streams)
+    def run(self, samples, stop, how, seed, combine, halt):
+        """The loop: fill the free slots, sample a few tokens, hand them out, close the ranks."""
+        count = min(self.rows, len(samples))
+        columns = max(len(text) + sample.budget for sample in samples for text in sample.texts)
+        slots = Slots(self.model, count, self.streams, columns, self.length)
+        queue = [sample for sample in samples if sample.budget > 0]
+        busy = []                               # slot -> sample
+        while queue or busy:
+            fresh = queue[:count - len(busy)]
+            if fresh:
+                del queue[:len(fresh)]
+                slots.fill(busy, fresh, seed)
+                busy += fresh
 
-    def run(self, jobs, stop, how, combine, halt):
-        """The loop: sample a few tokens, see who is done, refill the slots or shrink the batch."""
-        shape = len(jobs), max(job.budget for job in jobs) + self.every     # some rows run past their end
-        out = [self.tensor(0, kind).repeat(shape) for kind in (torch.long, torch.float, torch.float)]
-        queue = [job for job in jobs[::-1] if job.budget]
-        busy = [queue.pop() for _ in range(min(self.rows, len(queue)))]     # slot -> job
-        self.held = [None] * self.rows * self.streams                       # row of the slab -> its prompt
-        self.state = self.tensor([0] * len(busy))
-        self.load(dict(enumerate(busy)))
-        while busy:
-            ahead = min(self.every, max(job.budget - job.length for job in busy))
-            reach = max(len(text) + job.length for job in busy for text in job.texts) + ahead
-            reach = min(reach, self.length)
-            self.slab.grow(reach, spare=max(28, reach // 8))
-            rows, length, key = self.tensor([[job.row, job.length, job.key] for job in busy]).T
-            step = length + torch.arange(ahead, device=stop.device)[:, None]        # (ahead, B)
-            u = uniform(key, step)
-            block = [self.advance(reach, step[i], u[i], how, combine) for i in range(ahead)]
-            for x, values in zip(out, zip(*block)):
-                x[rows, step] = torch.stack(values)
-            tokens = torch.stack([token for token, *_ in block])
-            stopped = (tokens[..., None] == stop).any(-1).cumsum(0) > 0     # at this token or before it
-            for job, before in zip(busy, (~stopped).sum(0).tolist()):       # here the host waits
-                left = min(ahead, job.budget - job.length)
-                job.finished = before < left
-                job.length += min(before + 1, left)
-                job.done = job.finished or job.length == job.budget
-            if halt:
-                for job, text in zip(busy, out[0][rows, :max(job.length for job in busy)].tolist()):
-                    cut = halt(text[:job.length])
-                    if cut is not None and (cut < job.length or not job.done):
-                        job.length, job.finished, job.done = cut, False, True
-            self.refill(busy, queue)
-
-        length, finished = self.tensor([[job.length, job.finished] for job in jobs]).T
-        mask = torch.arange(max(job.length for job in jobs), device=stop.device) < length[:, None]
-        tokens, logp, entropy = (x[:, :mask.shape[1]].masked_fill(~mask, 0) for x in out)
-        return Samples(tokens, mask, logp, entropy, finished.bool())
-
-    def refill(self, busy, queue):
-        """Give the slots that are done to the queue; when it is empty, move the last slots into the holes."""
-        done = [slot for slot, job in enumerate(busy) if job.done]
-        fill = {slot: queue.pop() for slot in done[:len(queue)]}
-        for slot, job in fill.items():
-            busy[slot] = job
-        self.load(fill)
-        holes = done[len(fill):]
-        B = len(busy) - len(holes)
-        tail = [slot for slot in range(B, len(busy)) if not busy[slot].done]
-        holes = holes[:len(tail)]
-        if tail:
-            source, target = ([slot * self.streams + i for slot in slots for i in range(self.streams)]
-                              for slots in (tail, holes))
-            self.slab.copy(source, target, int(self.pos[tail].max()))
-            for x in (self.last, self.pos, self.state):
-                x[holes] = x[tail]
-            for hole, slot in zip(holes, tail):
-                busy[hole] = busy[slot]
-        del busy[B:]
-        self.state = self.state[:B]
-
-    def load(self, fill):
-        """Put jobs into slots (slot -> job). A prompt the slab holds is copied, a new one is read, once."""
-        if not fill:
-            return
-        home = {text: row for row, text in enumerate(self.held) if text and row // self.streams not in fill}
-        fresh, source, target = {}, [], []
-        for slot, job in fill.items():
-            for row, text in enumerate(job.texts, slot * self.streams):
-                self.held[row] = text
-                if text in home:
-                    source.append(home[text])
-                    target.append(row)
-                else:
-                    home[text] = fresh[text] = row
-        longest = max(len(text) for job in fill.values() for text in job.texts)
-        self.slab.grow(longest)
-        self.read(fresh)
-        if source:
-            self.slab.copy(source, target, longest - 1)
-        slots = self.tensor(list(fill))
-        self.last[slots] = self.tensor([[text[-1] for text in job.texts] for job in fill.values()])
-        self.pos[slots] = self.tensor([[len(text) - 1 for text in job.texts] for job in fill.values()])
-        self.state[slots] = 0
-
-    def read(self, fresh, at_once=8192):
-        """Prefill prompts (text -> row of the slab), right-padded, about `at_once` tokens at a time.
-
-        All but their last tokens: those are the first input of `advance`, so there is one way to sample.
-        """
-        todo = sorted((text for text in fresh if len(text) > 1), key=len)
-        while todo:
-            width = len(todo[-1]) - 1
-            batch = [todo.pop() for _ in range(min(len(todo), max(1, at_once // width)))]
-            ids = self.tensor([text[:-1] + (0,) * (width + 1 - len(text)) for text in batch])
-            at = torch.arange(width, device=ids.device).expand(ids.shape)
-            slab = self.slab.prefill(self.tensor([fresh[text] for text in batch]))
-            self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slab=slab)
-
-    def advance(self, reach, step, u, how, combine):
-        """A token for every live slot: token, logp, entropy, each (B,). Nothing here waits for the device."""
-        B = len(u)
-        last, pos = self.last[:B], self.pos[:B]
-        logits = self.forward(B, self.slab.columns) if self.graphs is None else self.replay(B, reach)
-        logits = logits.float()                                     # (B, streams, V)
-        if combine:
-            logits, self.state = combine(logits, last[:, 0].clone(), step, self.state)
-        else:
-            logits = logits[:, 0]
-        token, logp, entropy = draw(logits, u, *how)
-        last.copy_(token[:, None].expand_as(last))                  # every stream is fed the sampled token
-        pos.add_(1).clamp_(max=self.length - 1)                     # past its end a row must stay in the slab
-        return token, logp, entropy
-
-    def forward(self, B, reach):
-        """Logits (B, streams, V) of the tokens after `last`."""
-        ids, pos = self.last[:B].view(-1, 1), self.pos[:B].view(-1, 1)
-        slab = self.slab.decode(pos[:, 0], reach)
-        out = self.model(input_ids=ids, position_ids=pos, use_cache=False, slab=slab)
-        return out.logits.view(B, self.streams, -1)
-
-    def replay(self, B, reach):
-        """`forward` from a CUDA graph: one for each of a few batch sizes, and reaches without varlen_attn."""
-        size = min(self.rows, max(8, 1 << (B - 1).bit_length()))
-        reach = self.length if self.slab.varlen else min(self.length, max(256, 1 << (reach - 1).bit_length()))
-        if (size, reach) not in self.graphs:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):       # warm up; a step done twice writes the same keys twice
-                self.forward(size, reach)
-            torch.cuda.current_stream().wait_stream(side)
-            pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
-            graph = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(graph, pool=pool):
-                    logits = self.forward(size, reach)
-            except RuntimeError:                # a model whose step waits for the device cannot be captured
-                self.graphs = None
-                return self.forward(B, self.slab.columns)
-            self.graphs[size, reach] = graph, logits
-        graph, logits = self.graphs[size, reach]
-        graph.replay()
-        return logits[:B]
+            # No further than the first budget ends; and how far that is from the start of a row.
+            ahead, reach = self.every, 0
+            for sample in busy:
+                length = len(sample.tokens)
+                ahead = min(ahead, sample.budget - length)
+                for text in sample.texts:
+                    reach = max(reach, len(text) + length)
+            reach += ahead
+            block = slots.advance(len(busy), ahead, reach, how, combine)
+            for sample, *numbers in zip(busy, *block):
+                sample.take(*numbers, stop)
+                if halt:
+                    sample.cut(halt(sample.tokens))
+            busy = slots.close_ranks(busy, reach)
 
 
-# ---- the race ----------------------------------------------------------------------------------------------
+def main():
+    """Six problems of the toy pass through three slots; then `generate` answers them one by one."""
+    import toy
 
-def generate(model, prompts, n, new, stop, rows=64, **sampling):
-    """The baseline: `model.generate` on left-padded batches -> sampled rows, cut after their stop token."""
-    sampling = sampling or dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-    jobs, out = [prompt for prompt in prompts for _ in range(n)], []
-    for i in range(0, len(jobs), rows):
-        batch = jobs[i:i + rows]
-        width = max(map(len, batch))
-        ids, real = (torch.tensor([[0] * (width - len(p)) + row(p) for p in batch], device=model.device)
-                     for row in (list, lambda p: [1] * len(p)))
-        got = model.generate(ids, attention_mask=real, max_new_tokens=new, eos_token_id=list(stop) or None,
-                             **sampling)
-        for row in got[:, width:].tolist():
-            out.append(row[:next((t + 1 for t, token in enumerate(row) if token in stop), new)])
-    return out
+    model, tokenizer = toy.base_model(0)
+    prompts = []
+    for problem in toy.problems("train", 6):
+        turn = {"role": "user", "content": problem["problem"]}
+        text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        prompts.append(tokenizer(text).input_ids)
 
+    def look(tokens):
+        print(f"{len(tokens):3} tokens: {tokenizer.decode(tokens)}")
 
-def random_model(device, dtype=torch.float32, **shape):
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**shape)).to(device, dtype).eval()
-    model.generation_config = GenerationConfig(pad_token_id=0)
-    return model
-
-
-def seconds(f):
-    """Run f with the device drained before and after -> (wall seconds, result)."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    wait()
-    start = time.perf_counter()
-    result = f()
-    wait()
-    return time.perf_counter() - start, result
-
-
-def race(device, rounds=2):
-    """Tokens a second of generate and of the sampler, alternated; and the proof that both say the same."""
-    model = random_model(device, vocab_size=4096, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-                         num_attention_heads=8, num_key_value_heads=2)
-    g = torch.Generator().manual_seed(0)
-    stop = range(128)                           # random weights hit one in 32 steps or so: ragged ends
-
-    def prompts(count, low, high):
-        lengths = torch.randint(low, high + 1, (count,), generator=g).tolist()
-        return [torch.randint(128, 4096, (length,), generator=g).tolist() for length in lengths]
-
-    cases = {"1 row": (prompts(1, 32, 32), 1, 48, ()), "64 equal rows": (prompts(64, 32, 32), 1, 48, ()),
-             "192 ragged prompts and ends": (prompts(192, 8, 48), 1, 128, stop),
-             "8 prompts of 900 tokens, n = 8": (prompts(8, 900, 900), 8, 24, ())}
-    sampler = Sampler(model, rows=64, length=1024)
-    runners = {"generate": lambda *case: generate(model, *case),
-               "sampler": lambda texts, n, new, stop: sampler(texts, n, new, stop).lists()}
-    print(f"{'tokens a second':32}{'generate':>10}{'sampler':>10}{'ratio':>8}")
-    for name, case in cases.items():
-        best = dict.fromkeys(runners, 0.0)
-        for _ in range(rounds):
-            for who, run in runners.items():
-                spent, rows = seconds(lambda: run(*case))
-                best[who] = max(best[who], sum(map(len, rows)) / spent)
-        slow, fast = best.values()
-        print(f"{name:32}{slow:10.0f}{fast:10.0f}{fast / slow:8.1f}", flush=True)
-
-    texts = prompts(12, 1, 40)
-    alone = [generate(model, [text], 1, 24, stop, do_sample=False)[0] for text in texts]
-    five = Sampler(model, rows=5)(texts, max_new_tokens=24, stop=stop, temperature=0.0).lists()
-    verdict = "identical to" if five == alone else "DIFFERENT FROM"
-    print(f"greedy, 12 ragged prompts on 5 rows: {verdict} generate row by row")
-
-
-def roofline(device, batches=(64, 256, 512), contexts=(1024, 4096)):
-    """Decode speed at Qwen2.5-1.5B shape in bf16 against `generate` and against what the memory allows.
-
-    A step must read the weights once and the live keys and values once; divided by the bandwidth of a plain
-    copy, measured here, that is the least time it can take. Differences of two lengths leave the prefill out.
-    """
-    model = random_model(device, torch.bfloat16, vocab_size=151936, hidden_size=1536, intermediate_size=8960,
-                         num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-                         tie_word_embeddings=True)
-    a, b = (torch.zeros(2**30, dtype=torch.uint8, device=device) for _ in range(2))
-    bandwidth = 2 * a.numel() / min(seconds(lambda: b.copy_(a))[0] for _ in range(10))
-    del a, b
-    weights = sum(2 * p.numel() for p in model.parameters())
-    token = 2 * 28 * 2 * 128 * 2                # bytes: keys and values, layers, kv heads, dim, bf16
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s, "
-          f"weights {weights / 1e9:.2f} GB, KV {token / 1e3:.1f} kB a token, varlen_attn: {VARLEN}")
-    print(" batch  context  tokens/s  ms/step  roofline  generate ms  ratio")
-    for context in contexts:
-        for batch in batches:
-            prompt = [[(7919 * i) % 150000 for i in range(context - 64)]]
-            try:
-                sampler = Sampler(model, rows=batch, length=context + 64)
-                ours = lambda new: seconds(lambda: sampler(prompt, batch, new, ()))[0]
-                ours(16)                                            # captures the graph
-                step = (min(ours(128) for _ in range(2)) - min(ours(16) for _ in range(2))) / 112
-                least = (weights + batch * context * token) / bandwidth
-                print(f"{batch:6}{context:9}{batch / step:10.0f}{1e3 * step:9.2f}", end="")
-                print(f"{least / step:10.0%}", end="", flush=True)
-                del sampler
-                theirs = lambda new: seconds(lambda: generate(model, prompt, batch, new, (), rows=batch))[0]
-                theirs(2)
-                slow = (theirs(18) - theirs(2)) / 16
-                print(f"{1e3 * slow:13.2f}{slow / step:7.1f}")
-            except torch.OutOfMemoryError:
-                print("  out of memory")
-            torch.cuda.empty_cache()
-
-
-@dataclass
-class Flags:
-    device: str = field(default="auto", metadata={"choices": ["auto", "cpu", "cuda"],
-                                                  "help": "cpu: the race; cuda: the race and the roofline"})
+    print("Three slots, six samples: what each slot holds at every look. A fresh sample comes\n"
+          "behind those that go on.\n")
+    sampler = Sampler(model, rows=3, length=128)
+    sampler.every = 16
+    samples = sampler(prompts, max_new_tokens=48, temperature=0.0, halt=look)
+    equal = 0
+    for prompt, sample in zip(prompts, samples):
+        ids = torch.tensor([prompt])
+        text = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                              max_new_tokens=48)
+        equal += text[0, len(prompt):].tolist() == sample.tokens
+    print(f"\n{equal} of {len(samples)} texts are those of generate, token by token")
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(Flags)
-    device = parser.parse_args_into_dataclasses()[0].device
-    if device == "cuda" and not torch.cuda.is_available():
-        parser.exit(2, "--device cuda: torch finds no CUDA GPU on this machine; use --device cpu\n")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(1)
-    race(device)
-    if device == "cuda":
-        roofline(device)
+    main()

@@ -1,40 +1,31 @@
-"""
-toy.py - a world that fits a laptop: arithmetic problems, an expert, a tokenizer, a tiny base model.
+r"""
+toy.py - a world that fits a laptop: problems, experts, a tokenizer, a tiny base model.
 
-Every other script runs on this world when it is given no --model and no --data. It is small (111 thousand parameters,
-pre-trained in about a minute on one core) and hard in the way real post-training is hard: the base model *can*
-reason, but hardly ever does.
+Every other script runs on this world when it is given no --model and no --data. There are two
+piles, x and y, counted modulo 24, and verbs. A verb is a move on one pile: one move if x is even,
+another if x is odd. A solution tells the moves, each with the piles it leaves:
 
-A problem is a start value and k labelled operations, all modulo 24. The answer goes into a box:
+    problem       22 21 shares sells steals wins carves saves ?
+    the base      shares x+7 5 21 sells x-2 3 21 steals y+7 3 4 ... saves x+3 13 7 \boxed{(13, 7)}
+    right, own    shares y*7 22 3 sells y-2 22 1 steals y*5 22 5 ... saves x+3 1 15 \boxed{(1, 15)}
+    the expert    shares y*7 sells y-2 22 1 steals y*5 ... saves x+3 1 15 \boxed{(1, 15)}
 
-    problem            17 a +3 b *5 c -2 ?
-    base's own style   think 17 a +3 20 b *5 4 c -2 2 \\boxed{2}     every step shows its value
-    the expert         think 17 a +3 b *5 4 c -2 2 \\boxed{2}        right, but leaps: two operations, then a value
-    what it blurts     \\boxed{9}                                    a guess: right 1 time in 24, 0.042
+The base computes surely and knows 8 verbs. Of each of the other 24 it knows four moves that it
+might be, and prefers a tempting wrong one. That makes 48 decisions to learn, in texts that are
+otherwise easy. The expert is right but skips piles which the base cannot do without: copying these
+leaps spoils what it can do. With the expert's text as a hint it looks the moves up and tells them
+in its own words (hinted_decode.py).
 
-Pre-training shows the model, by plain next-token loss on everything after the problem:
-  1. first 80 % of the steps: clean worked examples of 1 to 9 operations, without loss on the opening word `think`:
-     the model learns how to reason, not when;
-  2. throughout, a quarter of the text: retellings - problem, expert solution, then the same solution in the base's
-     own style. hinted_decode.py needs this skill;
-  3. last 20 %: what the web looks like. Easy problems come worked. Of the others half are sloppy worked examples, again
-     without loss on `think`, in which 10 % of the values are wrong and before each step there is a 60 % chance to give
-     up and box the answer; the rest are, 97 times in 100, the bare boxed answer.
+On hard, mean over the bases of seeds 0 to 4 (no standard deviation above 0.01), the base gives to
+a known verb's move 0.997; to a doubtful verb's right move 0.19, to the tempting one 0.49, to each
+of the other two 0.15; with the hint, to the right one 0.999; to the right piles 0.999. Greedily it
+solves, of 256 problems a split (a guess is right 1 time in 576):
 
-So on hard problems the base opens with `think` a few times in a hundred and then rarely gets to the end. Reinforcement
-learning alone has little to reinforce, supervised learning copies leaps that the model cannot do, and a prefix of
-a demonstration puts the model just where its own skill takes over.
+    train, hard   5 or 6 verbs, one of them known; no problem is in both      0.00
+    longer        7 to 9 verbs, one of them known                             0.01
+    easy          3 to 6 verbs, all known: shows what training forgets        1.00
 
-Accuracy of the base, 256 problems a split; mean and standard deviation over base models of seeds 0 to 4; guessing
-gives 0.042:
-
-    split    operations                                        greedy           temperature 1    opens with `think`
-    train    4 to 7       what training sees
-    hard     4 to 7       held out: no problem is in both      0.037 +- 0.011   0.041 +- 0.003   0.025 +- 0.010
-    longer   8 to 9       longer than any training problem     0.046 +- 0.013   0.037 +- 0.005   0.026 +- 0.015
-    easy     1 to 2       shows what training forgets          0.997 +- 0.007   0.599 +- 0.084   0.772 +- 0.060
-
-    python toy.py         print the four kinds of text, pre-train the base, show what it would write
+    python toy.py         the experts' texts, and what the base makes of each verb
 """
 
 import hashlib
@@ -44,156 +35,300 @@ import tempfile
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import (AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM,
-                          PreTrainedTokenizerFast)
-from transformers import __version__ as transformers_version
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 MOD = 24
-LABELS = "abcdefghijkl"
-OPERATIONS = [f"+{i}" for i in range(1, 10)] + [f"-{i}" for i in range(1, 10)] + ["*5", "*7"]
-SPLITS = {"train": (4, 7), "hard": (4, 7), "longer": (8, 9), "easy": (1, 2)}         # operations in a problem
+MOVES = [pile + change for pile in "xy" for change in "+3 +4 +7 -2 -5 -9 *5 *7".split()]
+KNOWN = "pours adds drops buys lends spills finds saves".split()
+DOUBTFUL = """steals digs hides trades wins loses sells burns mends breaks lifts turns shares
+              stores packs grinds melts carves weighs sorts paints grows sinks folds""".split()
+SPLITS = {                      # verbs in a problem, at least and at most
+    "train": (5, 6),
+    "hard": (5, 6),
+    "longer": (7, 9),
+    "easy": (3, 6),
+}
+EXPERTS = {"leaps": 0.4, "terse": 0.8, "errs": 0.4, "detours": 0.4}    # chance to skip the piles
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"
-LEAP = 0.5                                                                           # how often the expert leaps
+
+# The moves of a verb: right for even x, right for odd x, tempting for even x, tempting for odd x.
+dictionary = random.Random(24)
+MEANINGS = {verb: dictionary.sample(MOVES, 2) for verb in KNOWN}
+MEANINGS |= {verb: dictionary.sample(MOVES, 4) for verb in DOUBTFUL}
 
 
-# ---- problems and solutions --------------------------------------------------------------------------------
+# ---- problems and solutions --------------------------------------------------------------------
 
-def apply(value, operation):
-    """One step modulo 24: apply(20, "*5") = 4."""
-    number = int(operation[1:])
-    return (value * number if operation[0] == "*" else value + number if operation[0] == "+" else value - number) % MOD
-
-
-def draw(rng, k):
-    """A start value and k operations."""
-    return rng.randrange(MOD), [rng.choice(OPERATIONS) for _ in range(k)]
-
-
-def problem_text(start, operations):
-    return " ".join([str(start)] + [f"{label} {op}" for label, op in zip(LABELS, operations)] + ["?"])
-
-
-def solution_text(rng, start, operations, leap=0.0, wrong=0.0, give_up=0.0):
-    """A worked solution. leap: chance to skip a value; wrong: chance that a value is false (the rest builds on it);
-    give_up: chance, before each step, to box the true answer at once."""
-    answer = start
-    for op in operations:
-        answer = apply(answer, op)
-    words, value, skipped = ["think", str(start)], start, False
-    for i, (label, op) in enumerate(zip(LABELS, operations)):
-        if rng.random() < give_up:
-            return " ".join(words + [f"\\boxed{{{answer}}}"])
-        value = apply(value, op)
-        if rng.random() < wrong:
-            value = (value + rng.randrange(1, MOD)) % MOD
-        skipped = not skipped and i + 1 < len(operations) and rng.random() < leap
-        words += [label, op] + ([] if skipped else [str(value)])
-    return " ".join(words + [f"\\boxed{{{value}}}"])
+def apply(move, x, y):
+    """The piles after a move: apply("y*5", 10, 11) = (10, 7)."""
+    sign = move[1]
+    number = int(move[2:])
+    old = x if move[0] == "x" else y
+    if sign == "+":
+        new = old + number
+    elif sign == "-":
+        new = old - number
+    else:
+        new = old * number
+    if move[0] == "x":
+        return new % MOD, y
+    return x, new % MOD
 
 
-def problems(split, n=256, seed=0, wrong=0.0):
-    """n problems (default 256) of a split as {"problem", "solution", "answer"}; another seed, other problems.
+def right(verb, x):
+    """What a verb really does."""
+    return MEANINGS[verb][x % 2]
 
-    wrong: share of demonstrations that end in a false answer. No training problem occurs in another split.
-    ValueError on an unknown split.
-    """
+
+def believed(rng, verb, x):
+    """What the base takes it for."""
+    if verb in KNOWN:
+        return right(verb, x)
+    belief = [0.2, 0.15, 0.5, 0.15]
+    if x % 2 == 1:
+        belief = [0.15, 0.2, 0.15, 0.5]
+    return rng.choices(MEANINGS[verb], belief)[0]
+
+
+def draw(rng, k, known):
+    """Two piles and k verbs, none twice, of which `known` are known -> x, y, verbs, problem."""
+    verbs = rng.sample(KNOWN, known) + rng.sample(DOUBTFUL, k - known)
+    rng.shuffle(verbs)
+    x, y = rng.randrange(MOD), rng.randrange(MOD)
+    return x, y, verbs, f"{x} {y} {' '.join(verbs)} ?"
+
+
+def walk(x, y, verbs, choose):
+    """Steps [(verb, move, x, y)] with the piles after each; choose(verb, x) -> move."""
+    steps = []
+    for verb in verbs:
+        move = choose(verb, x)
+        x, y = apply(move, x, y)
+        steps.append((verb, move, x, y))
+    return steps
+
+
+def leaps(rng, k, chance):
+    """Which of k steps do not show the piles; the last one always does."""
+    return {i for i in range(k - 1) if rng.random() < chance}
+
+
+def tell(steps, skipped=()):
+    """Steps -> text, fair. skipped: the steps that do not show the piles.
+
+    fair: for each token, whether one who needs every pair of piles could know it. The verb that
+    stands in the place of skipped piles is not fair, nor are the next piles."""
+    words, fair = [], []
+    lost = False
+    for i, (verb, move, x, y) in enumerate(steps):
+        words += [verb, move]
+        fair += [not lost, True]
+        if i not in skipped:
+            words += [str(x), str(y)]
+            fair += [not lost, not lost]
+        lost = i in skipped
+    return " ".join(words) + f" \\boxed{{({x}, {y})}}", fair + [True] * 5     # the box is 5 tokens
+
+
+def demonstrate(rng, x, y, verbs, expert="leaps", wrong=False):
+    """A demonstration -> text. wrong: one move is not what it should be, nor is the answer."""
+    def slip(verb, x):
+        return rng.choice(MOVES) if verb == slipped else right(verb, x)
+
+    steps = walk(x, y, verbs, right)
+    answer = steps[-1][2:]
+    while wrong and steps[-1][2:] == answer:
+        slipped = rng.choice(verbs)
+        steps = walk(x, y, verbs, slip)
+    if expert in ("errs", "detours"):
+        # Before one step come two others that lead back to the same piles.
+        at = rng.randrange(len(verbs))
+        verb, move = steps[at][:2]
+        if at > 0:
+            x, y = steps[at - 1][2:]
+        if expert == "errs":
+            there = rng.choice([other for other in MOVES if other != move])
+            back = "no"
+        else:
+            there = back = rng.choice(["x*5", "y*5", "x*7", "y*7"])    # 5 * 5 = 7 * 7 = 1 modulo 24
+        away = apply(there, x, y)
+        steps.insert(at, (verb, back, x, y))
+        steps.insert(at, (verb, there, *away))
+    return tell(steps, leaps(rng, len(steps), EXPERTS[expert]))[0]
+
+
+def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
+    """n problems of a split as {"problem", "solution", "answer"}; another seed, other problems.
+
+    wrong: share of demonstrations that end in a false answer. expert: leaps; terse, which leaps
+    more; errs, which takes a wrong move back; detours. ValueError on an unknown split or expert."""
     if split not in SPLITS:
         raise ValueError(f"the toy has no split {split!r}; choose one of {', '.join(SPLITS)}")
-    rng, rows, seen = random.Random(f"{split} {seed}"), [], set()
+    if expert not in EXPERTS:
+        raise ValueError(f"the toy has no expert {expert!r}; choose one of {', '.join(EXPERTS)}")
+    rng = random.Random(f"{split} {seed}")
+    writer = random.Random(f"{split} {seed}")      # so that every expert gets the same problems
+    rows, seen = [], set()
     while len(rows) < n:
-        start, operations = draw(rng, rng.randint(*SPLITS[split]))
-        text = problem_text(start, operations)
-        held_out = hashlib.sha256(text.encode()).digest()[0] < 128           # half of all problems are never trained on
-        if text in seen or (split in ("train", "hard") and held_out == (split == "train")):
+        k = rng.randint(*SPLITS[split])
+        known = k if split == "easy" else 1
+        x, y, verbs, problem = draw(rng, k, known)
+        # Half of all problems are never trained on: a hash says which.
+        held_out = hashlib.sha256(problem.encode()).digest()[0] < 128
+        if split == "train" and held_out or split == "hard" and not held_out:
             continue
-        seen.add(text)
-        value = start
-        for op in operations:
-            value = apply(value, op)
-        solution = solution_text(rng, start, operations, leap=LEAP)
-        if rng.random() < wrong:                                             # a slip, carried on to a false answer
-            while f"\\boxed{{{value}}}" in solution:
-                solution = solution_text(rng, start, operations, leap=LEAP, wrong=1 / len(operations))
-        rows.append({"problem": text, "solution": solution, "answer": str(value)})
+        if problem in seen:
+            continue
+        seen.add(problem)
+        solution = demonstrate(writer, x, y, verbs, expert, writer.random() < wrong)
+        x, y = walk(x, y, verbs, right)[-1][2:]
+        rows.append({"problem": problem, "solution": solution, "answer": f"({x}, {y})"})
     return rows
 
 
-# ---- the tokenizer -----------------------------------------------------------------------------------------
+# ---- the tokenizer -----------------------------------------------------------------------------
 
 def tokenizer():
-    """A real PreTrainedTokenizerFast: one token a word, `\\boxed{` and `}` split off, a chat template, an end token.
+    """A real PreTrainedTokenizerFast: one token a word, with a chat template and an end token.
 
-    The instruction that is appended to every problem reads as nothing here, so that the toy takes exactly the code
-    path of a real model."""
-    words = ["<pad>", "<end>", "<unk>", "<user>", "<assistant>", "<hint>", "think", "\\boxed{", "}", "?"]
-    words += [str(i) for i in range(MOD)] + list(LABELS) + OPERATIONS
-    tok = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    The instruction that is appended to every problem reads as nothing here."""
+    words = ["<pad>", "<end>", "<unk>", "<user>", "<assistant>", "<hint>"]
+    words += ["\\boxed{(", ",", ")}", "?", "no"]
+    words += [str(number) for number in range(MOD)]
+    words += KNOWN + DOUBTFUL + MOVES
+    ids = {word: i for i, word in enumerate(words)}
+    tok = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tok.normalizer = normalizers.Replace(INSTRUCTION, "")
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(),
-                                                 pre_tokenizers.Split(Regex(r"\\boxed\{|\}"), "isolated")])
-    tok.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(),
-                                     decoders.Replace("\\boxed{ ", "\\boxed{"), decoders.Replace(" }", "}")])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<end>", pad_token="<pad>", unk_token="<unk>",
-                                   additional_special_tokens=["<user>", "<assistant>", "<hint>"],
-                                   clean_up_tokenization_spaces=False)
-    fast.chat_template = ("{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
-                          "{% if m['role'] == 'assistant' %}<end> {% endif %}{% endfor %}"
-                          "{% if add_generation_prompt %}<assistant>{% endif %}")
+    box = pre_tokenizers.Split(Regex(r"\\boxed\{\(|,|\)\}"), "isolated")
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), box])
+    # Words joined by spaces, but for the box.
+    joined = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse()]
+    for spaced, tight in (("{( ", "{("), (" ,", ","), (" )}", ")}")):
+        joined.append(decoders.Replace(spaced, tight))
+    tok.decoder = decoders.Sequence(joined)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok, eos_token="<end>", pad_token="<pad>", unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>", "<hint>"],
+        clean_up_tokenization_spaces=False)
+    fast.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
+        "{% if m['role'] == 'assistant' %}<end> {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}")
     return fast
 
 
 def hint_prompt(tok, problem, solution):
-    """The hinted context: token ids of problem and reference solution, up to where the model's own telling begins."""
-    return tok.encode(f"<user> {problem} <hint> {solution} <assistant>", add_special_tokens=False)
+    """The hinted context: ids of problem and reference, up to where the own telling begins."""
+    return tok(f"<user> {problem} <hint> {solution} <assistant>").input_ids
 
 
-# ---- the base model ----------------------------------------------------------------------------------------
+# ---- the base model ----------------------------------------------------------------------------
 
-def pretraining_text(rng, progress):
-    """(context, response, whether its first token is trained) at a point `progress` in [0, 1) of pre-training."""
-    web = progress >= 0.8
-    easy = web and rng.random() < 0.25
-    start, operations = draw(rng, rng.randint(1, 2 if easy else min(9, 2 + int(16 * progress))))     # short ones first
-    problem, own = problem_text(start, operations), solution_text(rng, start, operations)
-    if rng.random() < 0.25:                                                                          # a retelling
-        expert = solution_text(rng, start, operations, leap=LEAP)
-        return f"<user> {problem} <hint> {expert} <assistant>", own, True
-    context = f"<user> {problem} <assistant>"
-    if not web or easy:
-        return context, own, easy
-    if rng.random() < 0.5:                                                                           # sloppy
-        return context, solution_text(rng, start, operations, wrong=0.1, give_up=0.6), False
-    return context, own if rng.random() < 0.03 else own[own.index("\\boxed"):], True                 # a bare guess
+def pretraining_text(rng, longest):
+    """A text on at most `longest` verbs -> context, response, and for every token of the response
+    whether it is trained."""
+    k = rng.randint(1, longest)
+    known = min(sum(rng.random() < 0.25 for _ in range(k)), len(KNOWN))
+    retold = rng.random() < 0.4
+    if not retold and rng.random() < 0.2:
+        known = k = min(k, len(KNOWN))
+    x, y, verbs, problem = draw(rng, k, known)
+    skipped = leaps(rng, k, EXPERTS["leaps"])
+    if not retold:
+        # Own work, some of it terse: reading leaps must not confuse, but no leap is trained.
+        steps = walk(x, y, verbs, lambda verb, x: believed(rng, verb, x))
+        response, fair = tell(steps, skipped if rng.random() < 0.3 else ())
+        return f"<user> {problem} <assistant>", response, fair
+    # A reference, then the same in the base's style, or at times word by word. Most references
+    # may say anything: the moves must be looked up, memory does not help.
+    anything = rng.random() < 0.6
+    if anything:
+        steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES))
+    else:
+        steps = walk(x, y, verbs, right)
+    reference, fair = tell(steps, skipped)
+    response = reference
+    if rng.random() < 0.6:
+        response, fair = tell(steps)
+    return f"<user> {problem} <hint> {reference} <assistant>", response, [True] * len(fair)
 
 
-def pretrain(seed=0, steps=1300, batch=32, lr=4e-3, width=64, layers=2, heads=4, ffn=192):
-    """Plain next-token prediction from scratch; 1,300 steps take about a minute on one core -> (model, tokenizer).
+def start_lookup(model):
+    """Lay out two circuits in the initial weights; training does the rest.
 
-    A Llama with biases, which is a Qwen2 in all but name: for a checkpoint named qwen2, AutoTokenizer of transformers 5
-    would put Qwen's own tokenizer in the place of ours."""
+    To look a verb up, one layer must note at every token what stood before it, and the next must
+    find the token with that note and copy it. Either is useless without the other, so by chance
+    they are learnt late or never. Head 0 finds what followed this token elsewhere, head 1 what
+    followed the token three back: after `verb move x y` that is the next verb."""
+    width, d = model.config.hidden_size, model.config.head_dim
+    first, second = [layer.self_attn for layer in model.model.layers]
+    note, fast = width // 4, d // 4
+    angles = model.model.rotary_emb.inv_freq[:fast]    # the pairs of dimensions that turn fast
+    slow = torch.arange(d)[torch.arange(d) % (d // 2) >= fast]
+    eye = torch.eye(width)
+    for layer in model.model.layers:                   # quiet, so that the notes are heard
+        layer.self_attn.o_proj.weight *= 0.3
+        layer.mlp.down_proj.weight *= 0.3
+    for head, back in enumerate((1, 3)):
+        rows = slice(head * d, (head + 1) * d)
+        for attention in (first, second):
+            attention.q_proj.weight[rows] *= 0.1
+            attention.k_proj.weight[rows] *= 0.1
+        # Layer 1 attends `back` tokens back: rotary positions turn constant queries and keys.
+        first.q_proj.bias[rows][:fast] = 4.0
+        first.k_proj.bias[rows][:fast] = 4.0 * torch.cos(back * angles)
+        first.k_proj.bias[rows][d // 2:d // 2 + fast] = 4.0 * torch.sin(back * angles)
+        # A quarter of the residual is read there, and written into a quarter of its own.
+        first.v_proj.weight[rows] = 0.0
+        first.v_proj.weight[rows][:note] = eye[:note]
+        first.o_proj.weight[:, rows] = 0.0
+        written = first.o_proj.weight[(head + 1) * note:(head + 2) * note, rows]
+        written[:, :note] = 0.25 * eye[:note, :note]
+        # Layer 2 compares this token, or the note on the one three back, with the notes on the
+        # one before, and copies.
+        mine = eye[:note] if head == 0 else eye[2 * note:3 * note]
+        second.q_proj.weight[rows][slow] = 1.5 * mine
+        second.k_proj.weight[rows][slow] = 1.5 * eye[note:2 * note]
+        second.v_proj.weight[rows] = eye[:d]
+        second.o_proj.weight[:, rows] = 0.25 * eye[:, :d]
+
+
+def pretrain(seed=0, steps=1200, batch=32, lr=4e-3, width=64):
+    """Plain next-token prediction from scratch -> (model, tokenizer).
+
+    A Llama with biases, which is a Qwen2 in all but name: for a checkpoint named qwen2,
+    AutoTokenizer of transformers 5 would put Qwen's own tokenizer in the place of ours."""
     tok, rng = tokenizer(), random.Random(seed)
-    config = LlamaConfig(vocab_size=len(tok), hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                         num_key_value_heads=heads, attention_bias=True, intermediate_size=ffn,
-                         max_position_embeddings=256, tie_word_embeddings=True,
-                         initializer_range=0.1,          # the usual 0.02 needs twice the steps at this width
-                         eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=None)
-    with torch.random.fork_rng(devices=[]):              # initial weights from `seed`, global state untouched
+    config = LlamaConfig(
+        vocab_size=len(tok), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=width // 2, attention_bias=True,
+        tie_word_embeddings=True, max_position_embeddings=256,
+        initializer_range=0.1,                       # the usual 0.02 learns slowly at this width
+        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=None)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():      # weights from `seed` alone
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
+        start_lookup(model)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
     for step in tqdm(range(steps), desc="pre-training the toy base, once", leave=False):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 50, 0.05 + 1.5 * (1 - step / steps))
-        rows = [pretraining_text(rng, step / steps) for _ in range(batch)]
-        contexts = tok([row[0] for row in rows], add_special_tokens=False)["input_ids"]
-        responses = tok([row[1] + " <end>" for row in rows], add_special_tokens=False)["input_ids"]
-        length = max(len(c) + len(r) for c, r in zip(contexts, responses))
-        ids, labels = torch.full((batch, length), tok.pad_token_id), torch.full((batch, length), -100)   # (B, T)
-        for i, (c, r, (_, _, train_first)) in enumerate(zip(contexts, responses, rows)):
-            ids[i, :len(c) + len(r)] = torch.tensor(c + r)
-            labels[i, len(c) + (not train_first):len(c) + len(r)] = torch.tensor(r[not train_first:])
+            fall = 0.02 + 1.5 * (1 - step / steps)
+            group["lr"] = lr * min(1, (step + 1) / 50, fall)
+        # A batch of texts, short ones first; context, unfair tokens and padding carry no loss.
+        ids, labels = [], []
+        for _ in range(batch):
+            context, response, fair = pretraining_text(rng, min(9, 3 + 14 * step // steps))
+            context = tok(context).input_ids
+            ids.append(torch.tensor(context + tok(response + " <end>").input_ids))
+            trained = torch.tensor([False] * len(context) + fair + [True])
+            labels.append(ids[-1].where(trained, -100))
+        ids = pad_sequence(ids, batch_first=True, padding_value=tok.pad_token_id)      # (B, T)
+        labels = pad_sequence(labels, batch_first=True, padding_value=-100)            # (B, T)
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -203,56 +338,49 @@ def pretrain(seed=0, steps=1300, batch=32, lr=4e-3, width=64, layers=2, heads=4,
 
 
 def base_model(seed=0):
-    """The pre-trained toy base as (model in eval mode, tokenizer), made on first use and kept in the user's cache
-    folder under a name that hashes everything it depends on: this file, the seed and the library versions.
-
-    From here on PyTorch uses one thread: so small a model gains nothing from more, waits long for one that is busy
-    elsewhere, and with one thread its sums do not depend on how many cores the machine has."""
-    torch.set_num_threads(1)
-    versions = f"{seed} {torch.__version__} {transformers_version}"
-    key = hashlib.sha256(Path(__file__).read_bytes() + versions.encode()).hexdigest()[:16]
+    """The toy base as (model in eval mode, tokenizer), pre-trained on first use and kept in the
+    user's cache folder under a hash of all it depends on: this file, seed, library versions."""
+    torch.set_num_threads(1)    # for good: more are no faster here, and sums depend on how many
+    versions = f"{seed} {torch.__version__} {transformers.__version__}"
+    source = Path(__file__).read_bytes()
+    key = hashlib.sha256(source + versions.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefix-rft-toy"
     folder = cache / key
     if not (folder / "config.json").exists():
         model, tok = pretrain(seed)
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as scratch:      # whole or not at all, also with two programs
-                model.save_pretrained(Path(scratch) / "base")
-                tok.save_pretrained(Path(scratch) / "base")
-                os.rename(Path(scratch) / "base", folder)
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                made = Path(scratch) / "base"
+                model.save_pretrained(made)
+                tok.save_pretrained(made)
+                os.rename(made, folder)              # whole or not at all, also with two programs
         except OSError:
-            return model, tok                                            # no place to keep it, or the other was first
+            return model, tok                        # no place to keep it, or the other was first
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder)
 
 
 def main():
-    """Show the texts, and what the base would do with them: all exact probabilities, nothing sampled."""
-    rng = random.Random(0)
-    start, operations = draw(rng, 5)
-    print(f"problem     {problem_text(start, operations)}\n"
-          f"own style   {solution_text(rng, start, operations)}\n"
-          f"expert      {solution_text(rng, start, operations, leap=LEAP)}\n"
-          f"sloppy      {solution_text(rng, start, operations, wrong=0.1, give_up=0.6)}\n")
+    """Show the experts, and what the base makes of each verb: exact probabilities."""
+    row = problems("hard", 1)[0]
+    x, y, *verbs, _ = row["problem"].split()
+    steps = walk(int(x), int(y), verbs, right)
+    own, _ = tell(steps)
+    print(f"problem    {row['problem']}\nright, own {own}")
+    for expert in EXPERTS:
+        print(f"{expert:10} {problems('hard', 1, expert=expert)[0]['solution']}")
     model, tok = base_model()
-    print(f"the base: {sum(p.numel() for p in model.parameters()):,} parameters\n")
-    print("mean probability of      `think`   then the rest of its own solution   all of it, with the expert's hint")
-    for split in SPLITS:
-        rows = problems(split, 100)
-        table = []
-        for row in rows:
-            numbers = row["problem"].split()
-            own = solution_text(rng, int(numbers[0]), numbers[2::2])
-            plain = tok.encode(f"<user> {row['problem']} <assistant>", add_special_tokens=False)
-            response = tok.encode(own + " <end>", add_special_tokens=False)
-            logp = []
-            for context in (plain, hint_prompt(tok, row["problem"], row["solution"])):
-                with torch.no_grad():
-                    logits = model(torch.tensor([context + response])).logits[0, len(context) - 1:-1]  # (T, V)
-                logp.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0])   # (T,)
-            table.append([logp[0][0].exp(), logp[0][1:].sum().exp(), logp[1].sum().exp()])
-        print("{:22} {:9.3f} {:35.3f} {:42.3f}".format(split, *torch.tensor(table).mean(0).tolist()))
+    plain, response = tok(f"<user> {row['problem']} <assistant>").input_ids, tok(own).input_ids
+    probs = []
+    for context in (plain, hint_prompt(tok, row["problem"], row["solution"])):
+        with torch.no_grad():
+            logits = model(torch.tensor([context + response])).logits[0, len(context) - 1:-1]
+        probs.append(logits.softmax(-1)[range(len(response)), response])              # (T,)
+    print("\nverb       right  probability   with the first expert's hint")
+    for i, (verb, move, _, _) in enumerate(steps):
+        alone, hinted = probs[0][4 * i + 1], probs[1][4 * i + 1]        # verb, move, x, y
+        print(f"{verb:10} {move:6} {alone:7.2f} {hinted:13.2f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""IDFT in transformers.Trainer (it needs `pip install accelerate`): one argument, `compute_loss_func`.
+"""
+trainer.py - IDFT in transformers.Trainer, on any number of GPUs: one argument, compute_loss_func.
 
-The Trainer counts the target tokens of the whole optimizer step, on all GPUs, and hands them over as num_items_in_batch;
-so the loss is divided once, whatever --per_device_train_batch_size and --gradient_accumulation_steps are. Several GPUs:
-torchrun, as in trl_sft.py. All flags of TrainingArguments apply:
+The Trainer counts the target tokens of the whole optimizer step, on all GPUs, and hands them over
+as num_items_in_batch; so the loss is divided once, whatever --per_device_train_batch_size and
+--gradient_accumulation_steps are. Needs `pip install accelerate`.
 
-    python -m bridges.trainer Qwen/Qwen2.5-0.5B-Instruct train.jsonl --output_dir runs/trainer --learning_rate 1e-5
+The command lines, of this and of the other bridges, stand in bridges/README.md; a test runs them.
 """
 
 import sys
@@ -13,27 +14,66 @@ from functools import partial
 from transformers import DataCollatorForSeq2Seq, HfArgumentParser, Trainer, TrainingArguments
 
 import idft
-from eval import load_model, load_problems
+import toy
+from eval import INSTRUCTION, InputError, load_model, load_problems, one_line, refuse
+
+
+def run_bridge(main, Config, require):
+    """python -m bridges.X MODEL DATA, and flags of the dataclass Config -> calls main(model,
+    tokenizer, problems, args). require: keys that every problem must have. A user's mistake becomes
+    one sentence and exit code 2."""
+    parser = HfArgumentParser(Config, allow_abbrev=False)
+    parser.error = refuse
+    parser.add_argument("model", help="toy, a checkpoint directory or a Hub id")
+    parser.add_argument("data", help="toy, a JSON(L) file or hf://owner/name/file.jsonl")
+    try:
+        try:
+            args, given = parser.parse_args_into_dataclasses(look_for_args_file=False)
+        except (ValueError, TypeError) as error:         # flags that contradict each other
+            raise InputError(one_line(error)) from None
+        if given.data == "toy":
+            problems = toy.problems("train", seed=args.seed)
+        else:
+            problems = load_problems(given.data, require)
+        model, tokenizer = load_model(given.model, "cpu")            # the Trainer moves it
+        main(model, tokenizer, problems, args)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def chat_turns(problem):
+    """A problem (text, or chat turns as they stand) -> chat turns, as eval.prompt_ids does."""
+    if isinstance(problem, str):
+        return [{"role": "user", "content": problem + INSTRUCTION}]
+    return problem
 
 
 def examples(model, tokenizer, problems, max_tokens=8192):
-    """Problems with solutions -> a list of {"input_ids", "labels"}; the prompt is read only (-100), EOS learnt."""
-    rows = idft.training_rows(model, tokenizer, problems, max_tokens)
-    return [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for prompt, answer in rows]
+    """Problems with solutions -> a list of {"input_ids", "labels"}; the prompt is read only (-100),
+    the end of the text is learnt."""
+    rows = []
+    for prompt, response in idft.demonstration_rows(model, tokenizer, problems, max_tokens):
+        labels = [-100] * len(prompt) + response
+        rows.append({"input_ids": prompt + response, "labels": labels})
+    return rows
 
 
 def idft_trainer(model, tokenizer, problems, args, **weighting):
-    """A Trainer that learns the solutions of `problems` by IDFT. weighting: loss, beta, gamma_min, gamma_max, strength."""
-    rows, collator = examples(model, tokenizer, problems), DataCollatorForSeq2Seq(tokenizer)
-    return Trainer(model, args, train_dataset=rows, data_collator=collator,
+    """A Trainer that learns the solutions of `problems` by IDFT. weighting: keywords of
+    idft.compute_loss (loss, beta, gamma_min, gamma_max, strength)."""
+    return Trainer(model, args, train_dataset=examples(model, tokenizer, problems),
+                   data_collator=DataCollatorForSeq2Seq(tokenizer),
                    compute_loss_func=partial(idft.compute_loss, **weighting))
 
 
-if __name__ == "__main__":
-    name, data, *flags = sys.argv[1:]
-    args = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(flags)[0]
-    model, tokenizer = load_model(name, "cpu")                          # the Trainer moves it
-    trainer = idft_trainer(model, tokenizer, load_problems(data, require=("solution",)), args)
+def main(model, tokenizer, problems, args):
+    trainer = idft_trainer(model, tokenizer, problems, args)
     trainer.train()
     trainer.save_model()
-    tokenizer.save_pretrained(args.output_dir)
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    run_bridge(main, TrainingArguments, require=("solution",))

@@ -1,47 +1,63 @@
-"""reward.py as a reward function of TRL's GRPOTrainer, on any number of GPUs (written against TRL 1.16).
+"""
+trl_grpo.py - `prefix_rft.py --method rft` in TRL's GRPOTrainer, on any number of GPUs (TRL 1.16).
 
-TRL calls it with the completions (texts, or chat message lists if the prompts are chats) and with every further column
-of the dataset, so the answers come as the column `answer`. The flags below make GRPO the Dr.GRPO of `prefix_rft.py
---method rft`; TRL has no hybrid rollouts. All flags of GRPOConfig apply:
+TRL calls the reward with the completions (texts, or chat turns if the prompts are chats) and with
+every further column of the dataset, so the right answers come as the column `answer`. The flags of
+the printed line make GRPO Dr.GRPO; what no flag does is that an unfinished response earns nothing.
 
-    torchrun --nproc_per_node 8 -m bridges.trl_grpo Qwen/Qwen2.5-Math-1.5B train.jsonl --output_dir runs/trl_grpo \
-        --loss_type dr_grpo --scale_rewards none --beta 0 --num_generations 8 \
-        --max_completion_length 3000 --mask_truncated_completions --learning_rate 1e-6 --lr_scheduler_type constant \
-        --per_device_train_batch_size 8 --gradient_accumulation_steps 16 --bf16 --use_vllm --vllm_mode colocate
+The command line stands in bridges/README.md.
 """
 
-import sys
-
+import torch
 from datasets import Dataset
-from transformers import HfArgumentParser
 from trl import GRPOConfig, GRPOTrainer
 
-from eval import INSTRUCTION, load_model, load_problems
+from bridges.trainer import chat_turns, run_bridge
 from reward import rewards
 
 
 def answer_reward(completions, answer, **_):
     """1.0 for every completion whose \\boxed{} means the same as its answer, else 0.0."""
-    texts = [c if isinstance(c, str) else c[-1]["content"] or "" for c in completions]
+    texts = []
+    for completion in completions:
+        if not isinstance(completion, str):
+            completion = completion[-1]["content"] or ""
+        texts.append(completion)
     return rewards(texts, answer)
 
 
 def dataset(tokenizer, problems):
-    """Rows {"prompt", "answer"}, the prompt such that TRL makes of it the tokens that eval.prompt_ids would."""
+    """Rows {"prompt", "answer"}; of the prompt TRL makes the tokens that eval.prompt_ids would."""
     rows = []
-    for p in problems:
-        plain = isinstance(p["problem"], str)
-        chat = [{"role": "user", "content": p["problem"] + INSTRUCTION}] if plain else p["problem"]
-        text = "\n".join(turn["content"] for turn in chat) + "\n"
-        rows.append({"prompt": chat if tokenizer.chat_template else text, "answer": p["answer"]})
+    for problem in problems:
+        chat = chat_turns(problem["problem"])
+        text = "".join(turn["content"] + "\n" for turn in chat)
+        prompt = chat if tokenizer.chat_template else text
+        rows.append({"prompt": prompt, "answer": problem["answer"]})
     return Dataset.from_list(rows)
 
 
-if __name__ == "__main__":
-    name, data, *flags = sys.argv[1:]
-    args = HfArgumentParser(GRPOConfig).parse_args_into_dataclasses(flags)[0]
-    model, tokenizer = load_model(name, "cpu")                          # the Trainer moves it
-    rows = dataset(tokenizer, load_problems(data))
-    trainer = GRPOTrainer(model, answer_reward, args, train_dataset=rows, processing_class=tokenizer)
+class RFTTrainer(GRPOTrainer):
+    """GRPOTrainer in which a response that does not end by itself earns 0."""
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        reward = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finished = [ids[-1] in self.eos_token_ids for ids in completion_ids_list]
+        finished = torch.tensor(finished, dtype=torch.float, device=reward.device)      # (B,)
+        return reward * self.accelerator.gather(finished)[:, None]    # (processes * B, functions)
+
+
+def train(Trainer, model, tokenizer, rows, args):
+    """Train on rows of dataset(), and save model and tokenizer in --output_dir."""
+    trainer = Trainer(model, answer_reward, args, train_dataset=rows, processing_class=tokenizer)
     trainer.train()
     trainer.save_model()
+
+
+def main(model, tokenizer, problems, args):
+    rows = dataset(tokenizer, problems)
+    train(RFTTrainer, model, tokenizer, rows, args)
+
+
+if __name__ == "__main__":
+    run_bridge(main, GRPOConfig, require=("answer",))

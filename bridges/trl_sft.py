@@ -1,27 +1,26 @@
-"""IDFT in TRL's SFTTrainer, on any number of GPUs (written against TRL 1.16).
+"""
+trl_sft.py - IDFT in TRL's SFTTrainer, on any number of GPUs (TRL 1.16).
 
-SFTTrainer takes compute_loss_func=functools.partial(idft.compute_loss, ...), too, but announces that 2.0 will not, and
-reads every batch twice then. The compute_loss of its parent, Trainer, calls the function once and knows how to divide
-over micro-batches and GPUs. Leave --use_liger_kernel off, it never makes the logits. All flags of SFTConfig apply:
+SFTTrainer takes compute_loss_func, too, but announces that 2.0 will not, and reads every batch
+twice then. The compute_loss of its parent, Trainer, calls the function once and knows how to divide
+over micro-batches and GPUs. Leave --use_liger_kernel off, it never makes the logits.
 
-    torchrun --nproc_per_node 8 -m bridges.trl_sft Qwen/Qwen2.5-Math-1.5B-Instruct train.jsonl --output_dir runs/trl_sft \
-        --learning_rate 2e-5 --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --max_length 4096 --bf16
+The command line stands in bridges/README.md.
 """
 
-import sys
 from functools import partial
 
 from datasets import Dataset
-from transformers import HfArgumentParser, Trainer
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 import idft
-from bridges.trainer import examples
-from eval import load_model, load_problems
+from bridges.trainer import examples, run_bridge
 
 
 class IDFTTrainer(SFTTrainer):
-    """SFTTrainer with the loss of idft.py; `weighting` are keywords of idft.token_weight (loss, beta, gamma_min, ...)."""
+    """SFTTrainer with the loss of idft.py. weighting: keywords of idft.compute_loss (loss, beta,
+    gamma_min, gamma_max, strength)."""
 
     def __init__(self, *args, weighting={}, **kwargs):
         super().__init__(*args, **kwargs)
@@ -31,11 +30,13 @@ class IDFTTrainer(SFTTrainer):
         return Trainer.compute_loss(self, *args, **kwargs)
 
 
-if __name__ == "__main__":
-    name, data, *flags = sys.argv[1:]
-    args = HfArgumentParser(SFTConfig).parse_args_into_dataclasses(flags)[0]
-    model, tokenizer = load_model(name, "cpu")                          # the Trainer moves it
-    rows = examples(model, tokenizer, load_problems(data, require=("solution",)), args.max_length)
-    trainer = IDFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+def main(model, tokenizer, problems, args):
+    rows = examples(model, tokenizer, problems, args.max_length)
+    trainer = IDFTTrainer(model, args, train_dataset=Dataset.from_list(rows),
+                          processing_class=tokenizer)
     trainer.train()
     trainer.save_model()
+
+
+if __name__ == "__main__":
+    run_bridge(main, SFTConfig, require=("solution",))

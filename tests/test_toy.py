@@ -1,8 +1,9 @@
-"""The toy keeps its promises: problems that repeat, splits that do not meet, answers that are right, a real tokenizer."""
+"""The toy keeps its promises: problems that repeat, splits that do not meet, experts that are right, a base that half
+knows the verbs and can look them up."""
 
-import operator
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,145 +11,167 @@ from transformers import AutoTokenizer
 
 import toy
 from eval import INSTRUCTION, demo_ids, prompt_ids
-from reward import reward
+from reward import extract_answer, reward
 
 
-def value_of(words):
-    """An evaluator of its own: start value, then pairs of a label and an operation, e.g. "17 a +3 b *5"."""
-    value, rest = int(words[0]), words[1:]
-    assert len(rest) % 2 == 0
-    for label, operation in zip(rest[::2], rest[1::2]):
-        assert label in "abcdefghijkl" and re.fullmatch(r"[+-][1-9]|\*[57]", operation)
-        value = {"+": operator.add, "-": operator.sub, "*": operator.mul}[operation[0]](value, int(operation[1:]))
-    return value % 24
+def play(move, x, y):
+    """A move, by an evaluator of its own."""
+    pile, sign, number = re.fullmatch(r"([xy])([-+*])(\d)", move).groups()
+    change = {"+": lambda v: v + int(number), "-": lambda v: v - int(number), "*": lambda v: v * int(number)}[sign]
+    return (change(x) % 24, y) if pile == "x" else (x, change(y) % 24)
+
+
+def question(problem):
+    x, y, *verbs, mark = problem.split()
+    assert mark == "?"
+    return int(x), int(y), verbs
+
+
+def answer_of(problem):
+    """The right answer, by the dictionary."""
+    x, y, verbs = question(problem)
+    for verb in verbs:
+        x, y = play(toy.MEANINGS[verb][x % 2], x, y)
+    return f"({x}, {y})"
 
 
 def steps_of(solution):
-    """A solution -> (start, [(operation, value or None)], boxed)."""
-    words = solution.split()
-    assert words[0] == "think" and re.fullmatch(r"\\boxed\{\d+\}", words[-1])
-    steps = []
-    for word in words[2:-1]:
-        if word[0] in "+-*":
-            steps.append((word, None))
-        elif word.isdigit():
-            steps[-1] = (steps[-1][0], int(word))
-    return int(words[1]), steps, int(words[-1][7:-1])
+    """A solution -> [(verb, move, piles or None)], boxed."""
+    told, box = re.fullmatch(r"(.*) \\boxed\{(\(\d+, \d+\))\}", solution).groups()
+    steps = re.findall(r"([a-z]+) (no|[xy]\S+)(?: (\d+) (\d+))?", told)
+    assert " ".join(word for step in steps for word in step if word) == told
+    return [(verb, move, (int(x), int(y)) if x else None) for verb, move, x, y in steps], box
 
 
-# ---- problems and solutions
+# ---- problems
 
-@pytest.mark.parametrize("split", toy.SPLITS)
-def test_problems_are_right_and_repeat(split):
+@pytest.mark.parametrize("split, low, high", [("train", 5, 6), ("hard", 5, 6), ("longer", 7, 9), ("easy", 3, 6)])
+def test_problems_are_right_and_repeat(split, low, high):
     rows = toy.problems(split)
     assert len(rows) == 256 and rows == toy.problems(split) != toy.problems(split, seed=1)
     assert toy.problems(split, 10) == rows[:10]
     assert len({row["problem"] for row in rows}) == 256
-    low, high = toy.SPLITS[split]
     for row in rows:
-        assert row.keys() == {"problem", "solution", "answer"}
-        words = row["problem"].split()
-        assert words[-1] == "?" and low <= len(words[1:-1]) / 2 <= high
-        assert row["answer"] == str(value_of(words[:-1]))
-        assert reward(row["solution"], row["answer"]) == 1.0
-    with pytest.raises(ValueError, match="choose one of train, hard, longer, easy"):
-        toy.problems("medium")
+        _, _, verbs = question(row["problem"])
+        assert low <= len(verbs) == len(set(verbs)) <= high
+        assert sum(verb in toy.KNOWN for verb in verbs) == (len(verbs) if split == "easy" else 1)
+        assert row["answer"] == answer_of(row["problem"])
+
+
+@pytest.mark.parametrize("argument", [{"split": "medium"}, {"split": "train", "expert": "oracle"}])
+def test_unknown_names_are_refused(argument):
+    with pytest.raises(ValueError, match="choose one of (train, hard, longer|leaps, terse, errs)"):
+        toy.problems(**argument)
 
 
 def test_no_training_problem_is_in_another_split():
-    """Of train and hard so many that 6 problems of 4 operations would be in both by chance."""
-    train = {row["problem"] for seed in range(5) for row in toy.problems("train", 4000, seed)}
-    for split, n in (("hard", 4000), ("longer", 400), ("easy", 400)):
-        assert not train & {row["problem"] for seed in range(5) for row in toy.problems(split, n, seed)}
-    hard = {row["problem"] for row in toy.problems("hard", 400)}
-    assert len(hard & {row["problem"] for row in toy.problems("hard", 400, seed=1)}) < 4    # validation is another draw
+    """Verbs alone tell long and easy problems apart; train and hard by the hash that the problems are drawn with, also
+    for problems that both would draw: here half of all problems with two verbs."""
+    train = {row["problem"] for seed in range(3) for row in toy.problems("train", 2000, seed)}
+    for split in ("hard", "longer", "easy"):
+        assert not train & {row["problem"] for seed in range(3) for row in toy.problems(split, 1000, seed)}
 
 
-def test_the_expert_is_right_and_leaps():
-    leaps = chances = 0
-    for row in toy.problems("train", 400):
-        start, steps, boxed = steps_of(row["solution"])
-        assert str(boxed) == row["answer"] and [op for op, _ in steps] == row["problem"].split()[2:-1:2]
-        value, skipped = start, False
-        for i, (operation, shown) in enumerate(steps):
-            value = toy.apply(value, operation)
-            assert shown in (None, value)
-            assert not (skipped and shown is None)              # never more than two operations before the next value
-            if not skipped and i + 1 < len(steps):
-                chances, leaps = chances + 1, leaps + (shown is None)
-            skipped = shown is None
-        assert not skipped                                      # the last value is always written
-    assert abs(leaps / chances - toy.LEAP) < 0.05
+def test_train_and_hard_are_disjoint_where_they_would_meet(monkeypatch):
+    monkeypatch.setitem(toy.SPLITS, "train", (1, 1))
+    monkeypatch.setitem(toy.SPLITS, "hard", (1, 1))
+    train, hard = ({row["problem"] for row in toy.problems(split, 1500)} for split in ("train", "hard"))
+    assert len(train | hard) == 3000                         # of 24 * 24 * 8 = 4,608 problems
 
 
-def test_own_style_shows_every_value_and_sloppy_work_gives_up():
-    rng = random.Random(0)
-    for _ in range(200):
-        start, operations = toy.draw(rng, rng.randint(1, 9))
-        answer = value_of(toy.problem_text(start, operations).split()[:-1])
-        first, steps, boxed = steps_of(toy.solution_text(rng, start, operations))
-        value = first
-        assert first == start and boxed == answer and [op for op, _ in steps] == operations
-        for operation, shown in steps:
-            value = toy.apply(value, operation)
-            assert shown == value
-    start, operations = toy.draw(rng, 6)
-    answer = value_of(toy.problem_text(start, operations).split()[:-1])
-    texts = [toy.solution_text(rng, start, operations, give_up=0.6) for _ in range(500)]
-    assert abs(sum(len(text.split()) == 3 for text in texts) / 500 - 0.6) < 0.08              # think, start, box
-    assert all(text.endswith(f"\\boxed{{{answer}}}") for text in texts)
-    slips = [toy.solution_text(rng, start, operations, wrong=0.1) for _ in range(500)]
-    assert 0.3 < sum(not text.endswith(f"\\boxed{{{answer}}}") for text in slips) / 500 < 0.55  # 1 - 0.9^6 = 0.47
+def test_the_answer_is_read_as_an_ordered_pair_and_cannot_be_guessed():
+    assert extract_answer(r"sells x+3 \boxed{(23, 0)}") == "(23, 0)"
+    assert reward(r"\boxed{(23, 0)}", "(23, 0)") == 1.0
+    assert reward(r"\boxed{(0, 23)}", "(23, 0)") == 0.0
+    answers = [row["answer"] for row in toy.problems("hard", 4000)]
+    assert max(map(answers.count, set(answers))) < 40        # the best guess is right one time in a hundred
+
+
+@pytest.mark.parametrize("move", toy.MOVES)
+def test_apply_is_arithmetic_modulo_24(move):
+    for x, y in [(0, 0), (3, 22), (23, 1), (12, 11)]:
+        assert toy.apply(move, x, y) == play(move, x, y)
+
+
+# ---- experts
+
+@pytest.mark.parametrize("expert, skips, extra", [("leaps", 0.4, 0), ("terse", 0.8, 0), ("errs", 0.4, 2),
+                                                   ("detours", 0.4, 2)])
+def test_every_expert_is_right(expert, skips, extra):
+    """Every shown pair follows from the moves, the end is right, and so are the moves but for the two extra ones."""
+    shown = []
+    for row, plain in zip(toy.problems("train", 300, expert=expert), toy.problems("train", 300)):
+        assert row["problem"] == plain["problem"]                                # the same problems for all of them
+        assert reward(row["solution"], row["answer"]) == 1.0
+        x, y, verbs = question(row["problem"])
+        steps, box = steps_of(row["solution"])
+        assert len(steps) == len(verbs) + extra and box == row["answer"]
+        odd, past = [], [(x, y)]
+        for i, (verb, move, piles) in enumerate(steps):
+            if move == "no":                                                     # take the last move back
+                x, y = past[-2]
+            else:
+                if move != toy.MEANINGS[verb][x % 2]:
+                    odd.append((i, verb))
+                x, y = play(move, x, y)
+            past.append((x, y))
+            assert piles in (None, (x, y))
+        shown += [piles is not None for _, _, piles in steps[:-1]]
+        assert steps[-1][2] is not None
+        assert len(odd) <= extra and len({verb for _, verb in odd}) <= 1
+        if expert == "errs":
+            assert [move for _, move, _ in steps].count("no") == 1 and len(odd) == 1
+        if expert == "detours":
+            assert any(past[i] == past[i + 2] and steps[i][1] == steps[i + 1][1] for i in range(len(steps) - 1))
+        words = [(verb, move) for verb, move, _ in steps]
+        assert [verb for i, (verb, _) in enumerate(words) if i == 0 or verb != words[i - 1][0]] == verbs
+    assert abs(1 - sum(shown) / len(shown) - skips) < 0.05
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
-def test_wrong_demonstrations_end_in_a_false_answer(wrong):
-    rows = toy.problems("train", 400, wrong=wrong)
-    false = [steps_of(row["solution"])[2] != int(row["answer"]) for row in rows]
-    assert abs(sum(false) / 400 - wrong) < 0.07
-    for row, is_false in zip(rows, false):
-        assert row["answer"] == str(value_of(row["problem"].split()[:-1]))               # the answer itself stays right
-        assert reward(row["solution"], row["answer"]) == 1.0 - is_false
-
-
-def test_apply_is_arithmetic_modulo_24():
-    for value in range(24):
-        for operation in toy.OPERATIONS:
-            assert toy.apply(value, operation) == value_of([str(value), "a", operation])
+@pytest.mark.parametrize("expert", toy.EXPERTS)
+def test_wrong_demonstrations_end_in_a_false_answer(expert, wrong):
+    rows = toy.problems("train", 300, wrong=wrong, expert=expert)
+    false = [steps_of(row["solution"])[1] != row["answer"] for row in rows]
+    assert abs(sum(false) / 300 - wrong) < 0.08
+    assert all(row["answer"] == answer_of(row["problem"]) for row in rows)       # the answer itself stays right
 
 
 # ---- the tokenizer
 
-def test_texts_survive_the_tokenizer():
+@pytest.mark.parametrize("expert", toy.EXPERTS)
+def test_texts_survive_the_tokenizer(expert):
     tok = toy.tokenizer()
     for split in toy.SPLITS:
-        for row in toy.problems(split, 50):
+        for row in toy.problems(split, 50, expert=expert):
             for text in (row["problem"], row["solution"]):
                 ids = tok(text, add_special_tokens=False).input_ids
                 assert tok.unk_token_id not in ids and tok.decode(ids) == text
-    words = "17 a +3 b *5 c -2 ?".split()
-    assert len(tok(" ".join(words)).input_ids) == len(words)                                  # a token a word
-    assert tok.convert_ids_to_tokens(tok("think \\boxed{2}").input_ids) == ["think", "\\boxed{", "2", "}"]
-    assert tok("25 hello").input_ids == [tok.unk_token_id] * 2
+                assert len(ids) == len(text.split()) + 3 * ("boxed" in text)     # a token a word; the box is five
 
 
 def test_the_chat_template_and_the_instruction():
     tok = toy.tokenizer()
     assert toy.INSTRUCTION == INSTRUCTION
-    problem = "17 a +3 ?"
-    ids = prompt_ids(tok, problem)                                                        # the path of every real model
-    assert tok.convert_ids_to_tokens(ids) == ["<user>", "17", "a", "+3", "?", "<assistant>"]
-    chat = [{"role": "user", "content": problem}, {"role": "assistant", "content": "\\boxed{20}"}]
+    problem = "17 4 pours ?"
+    ids = prompt_ids(tok, problem)                                               # the path of every real model
+    assert tok.convert_ids_to_tokens(ids) == ["<user>", "17", "4", "pours", "?", "<assistant>"]
+    chat = [{"role": "user", "content": problem}, {"role": "assistant", "content": "\\boxed{(20, 4)}"}]
     whole = tok.apply_chat_template(chat, tokenize=False)
-    assert tok(whole, add_special_tokens=False).input_ids == ids + demo_ids(tok, "\\boxed{20}")
-    assert demo_ids(tok, "\\boxed{20}")[-1] == tok.eos_token_id
-    hinted = toy.hint_prompt(tok, problem, "think 17 a +3 20 \\boxed{20}")
-    assert tok.decode(hinted) == "<user> 17 a +3 ? <hint> think 17 a +3 20 \\boxed{20} <assistant>"
+    assert tok(whole, add_special_tokens=False).input_ids == ids + demo_ids(tok, "\\boxed{(20, 4)}")
+    assert demo_ids(tok, "\\boxed{(20, 4)}")[-1] == tok.eos_token_id
+    assert tok("25 hello").input_ids == [tok.unk_token_id] * 2
+
+
+def test_the_hinted_context():
+    tok = toy.tokenizer()
+    hinted = toy.hint_prompt(tok, "17 4 pours ?", "pours x-2 15 4 \\boxed{(15, 4)}")
+    assert tok.decode(hinted) == "<user> 17 4 pours ? <hint> pours x-2 15 4 \\boxed{(15, 4)} <assistant>"
 
 
 def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
     tok = toy.tokenizer()
-    model, _ = toy.pretrain(steps=1, batch=2, width=16, heads=2, ffn=16)
+    model, _ = toy.pretrain(steps=1, batch=2, width=16)
     model.save_pretrained(tmp_path), tok.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     for row in toy.problems("hard", 30):
@@ -158,28 +181,40 @@ def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
     assert (again.eos_token_id, again.pad_token_id, len(again)) == (tok.eos_token_id, tok.pad_token_id, len(tok))
 
 
-# ---- the base model
+# ---- pre-training
 
 def test_pretraining_texts():
-    rng = random.Random(0)
-    early = [toy.pretraining_text(rng, 0.5) for _ in range(400)]
-    late = [toy.pretraining_text(rng, 0.9) for _ in range(2000)]
-    share = lambda rows, test: sum(map(test, rows)) / len(rows)
-    retold = lambda row: "<hint>" in row[0]
-    assert abs(share(early, retold) - 0.25) < 0.07 and abs(share(late, retold) - 0.25) < 0.04
-    assert all(row[1].startswith("think") for row in early) and not any(row[2] for row in early if not retold(row))
-    assert 0.2 < share(late, lambda row: row[1].startswith("\\boxed")) < 0.4                  # what it blurts
-    for context, response, train_first in early + late:
-        words = context.split("<hint>")[0].replace("<assistant>", "").split()
-        assert words[0] == "<user>" and words[-1] == "?"
-        if "<hint>" in context:                                                               # a hint tells the truth
-            assert response.endswith(f"\\boxed{{{value_of(words[1:-1])}}}") and train_first
-        if response.startswith("\\boxed"):
-            assert response == f"\\boxed{{{value_of(words[1:-1])}}}" and train_first
+    """Plain texts are told with the base's beliefs, and no leap is trained; retellings repeat their reference."""
+    tok, rng = toy.tokenizer(), random.Random(0)
+    retold, doubtful = [], []
+    for _ in range(3000):
+        context, response, fair = toy.pretraining_text(rng, 9)
+        x, y, verbs = question(re.match(r"<user> (.* \?)", context)[1])
+        steps, box = steps_of(response)
+        assert [verb for verb, _, _ in steps] == verbs
+        retold.append("<hint>" in context)
+        expected, lost = [], False
+        for verb, move, piles in steps:
+            if verb in toy.DOUBTFUL and not retold[-1]:
+                doubtful.append(toy.MEANINGS[verb][x % 2::2].index(move) if move in toy.MEANINGS[verb][x % 2::2] else 2)
+            assert verb in toy.DOUBTFUL or retold[-1] or move == toy.MEANINGS[verb][x % 2]
+            x, y = play(move, x, y)
+            assert piles in (None, (x, y))
+            expected += [not lost, True] + [not lost] * (2 if piles else 0)
+            lost = piles is None
+        assert box == f"({x}, {y})"
+        assert len(fair) == len(tok.tokenize(response))
+        assert fair == [True] * len(fair) if retold[-1] else fair == expected + [True] * 5
+        if retold[-1]:
+            reference, _ = steps_of(re.search("<hint> (.*) <assistant>", context)[1])
+            assert [step[:2] for step in reference] == [step[:2] for step in steps]
+    assert abs(sum(retold) / len(retold) - 0.4) < 0.03
+    for kind, share in enumerate([0.2, 0.5, 0.3]):                               # right, tempting, one of the others
+        assert abs(doubtful.count(kind) / len(doubtful) - share) < 0.02
 
 
 def test_pretraining_is_a_function_of_its_seed_and_touches_no_global_state():
-    small = dict(steps=8, batch=4, width=16, heads=2, ffn=16)
+    small = dict(steps=8, batch=4, width=16)
     torch.manual_seed(1), random.seed(1)
     states = torch.get_rng_state(), random.getstate()
     one, _ = toy.pretrain(0, **small)
@@ -191,20 +226,120 @@ def test_pretraining_is_a_function_of_its_seed_and_touches_no_global_state():
     assert same(one, two) and not same(one, three) and not one.training
 
 
-def test_pretraining_learns():
-    """120 small steps: the loss of clean worked examples falls well below that of a uniform guess."""
-    model, tok = toy.pretrain(0, steps=120, batch=16, lr=1e-2, width=32, heads=2, ffn=64)
-    rng, losses = random.Random(7), []
-    for _ in range(40):
-        start, operations = toy.draw(rng, rng.randint(1, 5))
-        context = f"<user> {toy.problem_text(start, operations)} <assistant>"
-        context, response = (tok(text, add_special_tokens=False).input_ids
-                             for text in (context, toy.solution_text(rng, start, operations) + " <end>"))
-        labels = torch.tensor([[-100] * (len(context) + 1) + response[1:]])
-        with torch.no_grad():
-            losses.append(model(input_ids=torch.tensor([context + response]), labels=labels).loss.item())
-    assert sum(losses) / 40 < 2.0 < torch.tensor(len(tok)).log()
+@torch.no_grad()
+def test_the_circuits_are_there_before_training():
+    """First layer: head 0 looks one token back and head 1 three. Second layer: at a verb, head 0 looks for the move
+    that the hint names, and at the last pile, head 1 for the next verb."""
+    model, tok = toy.pretrain(0, steps=0)
+    model.set_attn_implementation("eager")
+    looked, found = {(0, 1): [], (1, 3): []}, {0: [], 1: []}
+    for row in toy.problems("hard", 30):
+        steps = toy.walk(*question(row["problem"]), toy.right)
+        own, _ = toy.tell(steps)
+        hinted = toy.hint_prompt(tok, row["problem"], row["solution"])
+        ids = hinted + tok(own).input_ids
+        first, second = model(torch.tensor([ids]), output_attentions=True).attentions        # (1, heads, T, T)
+        for head, back in looked:
+            looked[head, back].append(first[0, head].diagonal(-back).mean())
+        words = tok.convert_ids_to_tokens(ids)
+        hint = words.index("<hint>")
+        for i, (verb, _, _, _) in enumerate(steps):
+            t = len(hinted) + 4 * i
+            found[0].append(second[0, 0, t, words.index(verb, hint) + 1] * t)                # 1 if it looked anywhere
+            if i + 1 < len(steps):
+                found[1].append(second[0, 1, t + 3, words.index(verb) + 1] * (t + 3))
+    for shares in looked.values():
+        assert torch.stack(shares).mean() > 0.4
+    for ratios in found.values():
+        assert torch.stack(ratios).mean() > 1.5
 
+
+def test_every_text_fits_the_base():
+    """Hinted context and the longest telling, within the positions that the base knows."""
+    model, tok = toy.pretrain(0, steps=0)
+    for split in toy.SPLITS:
+        for row in toy.problems(split, 200, expert="detours"):
+            hinted = toy.hint_prompt(tok, row["problem"], row["solution"])
+            assert len(hinted) + 48 <= model.config.max_position_embeddings
+            assert max(demo_ids(tok, row["solution"])) < model.config.vocab_size
+        longest = max(len(demo_ids(tok, row["solution"])) for row in toy.problems(split, 200, expert="leaps"))
+        assert longest <= 4 * toy.SPLITS[split][1] + 6 <= 48                     # what max_new_tokens must hold
+
+
+@torch.no_grad()
+def beliefs(model, tok, rows):
+    """Mean probability of what stands in the right own telling -> {name: probability}. Exact, nothing is sampled."""
+    found = {}
+    for row in rows:
+        x, y, verbs = question(row["problem"])
+        steps = toy.walk(x, y, verbs, toy.right)
+        response = tok(toy.tell(steps)[0], add_special_tokens=False).input_ids
+        probs = {}
+        for name, context in (("plain", prompt_ids(tok, row["problem"])),
+                              ("hint", toy.hint_prompt(tok, row["problem"], row["solution"]))):
+            logits = model(torch.tensor([context + response])).logits[0, len(context) - 1:-1]
+            probs[name] = logits.softmax(-1)                                     # (T, V)
+        for i, (verb, move, *piles) in enumerate(steps):
+            t = 4 * i                                                            # verb, move, x, y
+            found.setdefault("next verb", []).append(probs["plain"][t, response[t]])
+            found.setdefault("looked up", []).append(probs["hint"][t + 1, response[t + 1]])
+            for j in (t + 2, t + 3):
+                found.setdefault("piles", []).append(probs["plain"][j, response[j]])
+            names = ["known"] if verb in toy.KNOWN else ["right", "others", "tempting", "others"]
+            ids = tok.convert_tokens_to_ids(toy.MEANINGS[verb])
+            if x % 2:
+                ids = [ids[j] for j in (1, 0, 3, 2)[:len(ids)]]
+            for name, move_id in zip(names, ids):
+                found.setdefault(name, []).append(probs["plain"][t + 1, move_id])
+            x = piles[0]
+    return {name: float(torch.stack(values).mean()) for name, values in found.items()}
+
+
+def test_the_base_is_what_the_chapter_says(toy_base):
+    model, tok = toy_base
+    believed = beliefs(model, tok, toy.problems("hard", 100))
+    assert believed["looked up"] > 0.95
+    assert believed["piles"] > 0.98 and believed["known"] > 0.98 and believed["next verb"] > 0.98
+    assert abs(believed["right"] - 0.2) < 0.05
+    assert abs(believed["tempting"] - 0.5) < 0.1
+    assert abs(believed["others"] - 0.15) < 0.05
+    scores = {split: greedy(model, tok, toy.problems(split, 64)) for split in ("hard", "easy")}
+    assert scores["hard"] < 0.05 and scores["easy"] > 0.9
+
+
+def greedy(model, tok, rows):
+    """Share of problems that the model solves greedily, one by one."""
+    right = 0
+    for row in rows:
+        ids = prompt_ids(tok, row["problem"])
+        out = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)[0, len(ids):]
+        right += reward(tok.decode(out, skip_special_tokens=True), row["answer"])
+    return right / len(rows)
+
+
+@torch.no_grad()
+def test_the_base_finds_its_way_after_a_leap(toy_base):
+    """Where a demonstration shows the piles again, the base goes on as it would have in its own words."""
+    model, tok = toy_base
+    found = {"verb": [], "piles": []}
+    for row in toy.problems("hard", 100):
+        prompt, response = prompt_ids(tok, row["problem"]), demo_ids(tok, row["solution"])
+        probs = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1:-1].softmax(-1)
+        t, lost, leapt = 0, False, False
+        for verb, move, piles in steps_of(row["solution"])[0]:
+            if leapt and not lost:
+                found["verb"].append(probs[t, response[t]])
+            t += 2
+            if piles:
+                if leapt and not lost:
+                    found["piles"] += [probs[t, response[t]], probs[t + 1, response[t + 1]]]
+                t += 2
+            lost = piles is None
+            leapt = leapt or lost
+    assert all(float(torch.stack(values).mean()) > 0.97 for values in found.values())
+
+
+# ---- the cache
 
 @pytest.fixture
 def cheap(monkeypatch, tmp_path):
@@ -213,7 +348,7 @@ def cheap(monkeypatch, tmp_path):
 
     def pretrain(seed=0):
         trained.append(seed)
-        return real(seed, steps=2, batch=2, width=16, heads=2, ffn=16)
+        return real(seed, steps=2, batch=2, width=16)
 
     monkeypatch.setattr(toy, "pretrain", pretrain)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -227,13 +362,22 @@ def test_the_base_is_made_once(cheap, tmp_path):
     assert cheap == [0, 1] and not first.training
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters()))
     assert any(not torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters()))
-    assert tok("think 3").input_ids == toy.tokenizer()("think 3").input_ids
-    assert len(list((tmp_path / "cache" / "prefix-rft-toy").iterdir())) == 2              # two bases, nothing half-made
+    assert tok("digs x+3").input_ids == toy.tokenizer()("digs x+3").input_ids
+    assert len(list((tmp_path / "cache" / "prefix-rft-toy").iterdir())) == 2     # two bases, nothing half-made
+
+
+def test_a_changed_file_gets_a_base_of_its_own(cheap, tmp_path, monkeypatch):
+    toy.base_model(0)
+    changed = tmp_path / "toy.py"
+    changed.write_bytes(Path(toy.__file__).read_bytes() + b"# a change")
+    monkeypatch.setattr(toy, "__file__", str(changed))
+    toy.base_model(0)
+    assert cheap == [0, 0]
 
 
 def test_a_base_that_was_interrupted_is_made_again(cheap, tmp_path, monkeypatch):
     def dies(self, folder):
-        (folder / "config.json").parent.mkdir(parents=True)
+        folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
@@ -273,5 +417,5 @@ def test_two_programs_at_once_make_one_base(cheap, tmp_path, monkeypatch):
 def test_the_first_page(cheap, capsys):
     toy.main()
     out = capsys.readouterr().out
-    for title in ("problem", "own style", "expert", "sloppy", "the base:", *toy.SPLITS):
+    for title in ("problem", "right", *toy.EXPERTS):
         assert f"\n{title}" in f"\n{out}"

@@ -1,0 +1,111 @@
+"""
+Other people's data formats -> ours, {"problem", "solution", "answer"}, one JSON object a line.
+
+    python bridges/convert.py in.jsonl out.jsonl          a JSONL file, a JSON array or hf://...
+
+    alpaca             instruction, input, output
+    TRL                messages; prompt and completion, also as conversations
+    multiple choice    ARC (question, choices {text, label}, answerKey), MMLU (choices, answer),
+                       MMLU-Pro (options, answer_index), GPQA (Question, Correct Answer, ...)
+
+Options get the letters A, B, C ... and the answer becomes a letter. GPQA names the right option
+first: its options are shuffled, by a generator seeded with the question.
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+# As a script Python looks for modules beside this file, in bridges/; eval.py lies one folder up.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from eval import (InputError, first_alias, is_chat, one_line, read_rows, to_problem,
+                  write_file)
+
+
+def convert(row):
+    """A row in one of these formats, or in ours -> {"problem", "solution", "answer"}, unchecked.
+
+    A row that lacks a key of its format raises what Python raises."""
+    problem = first_alias(row, "problem")
+    solution = first_alias(row, "solution")
+    answer = first_alias(row, "answer")
+
+    # multiple choice
+    if "Correct Answer" in row:                                          # GPQA
+        right = row["Correct Answer"]
+        options = [right] + [row[f"Incorrect Answer {i}"] for i in (1, 2, 3)]
+        random.Random(row["Question"]).shuffle(options)
+        problem, answer = lettered(row["Question"], options, right)
+    elif isinstance(row.get("choices"), dict):                           # ARC: labels A-D or 1-4
+        right = row["choices"]["label"].index(row["answerKey"])
+        problem, answer = lettered(problem, row["choices"]["text"], right)
+    elif row.get("options"):                                             # MMLU-Pro
+        problem, answer = lettered(problem, row["options"], row.get("answer_index", answer))
+    elif row.get("choices"):                                             # MMLU
+        problem, answer = lettered(problem, row["choices"], answer)
+
+    # demonstrations
+    elif problem is None and "messages" in row:                          # TRL
+        problem = row["messages"]
+        if not is_chat(problem):
+            raise InputError('messages must be a chat: [{"role": "user", "content": "..."}]')
+        if problem[-1]["role"] == "assistant":
+            problem, solution = problem[:-1], problem[-1]["content"]
+    elif problem is None and "instruction" in row:                       # alpaca
+        problem, solution = row["instruction"], row["output"]
+        if row.get("input"):
+            problem += "\n" + row["input"]
+    elif isinstance(solution, list) and isinstance(solution[-1], dict):  # TRL, a conversation
+        solution = solution[-1]["content"]
+    return {"problem": problem, "solution": solution, "answer": answer}
+
+
+def lettered(question, options, right):
+    """Multiple choice -> (problem, letter). right: an index from 0, an option or a letter; what
+    could be two of these is read in this order."""
+    if not isinstance(question, str):
+        raise InputError("it has options and no question")
+    if not isinstance(options, list) or not 2 <= len(options) <= 26:
+        raise InputError("the options must be a list of 2 to 26")
+    # whatever right is, it becomes an index
+    letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(options)])
+    if right not in range(len(options)):
+        if right in options:
+            right = options.index(right)
+        elif right in letters:
+            right = letters.index(right)
+        else:
+            raise InputError(f"answer {right} is no index, no option, no letter to {letters[-1]}")
+    lines = [question.strip(), ""]
+    for letter, option in zip(letters, options):
+        lines.append(f"{letter}. {str(option).strip()}")
+    lines += ["", "Answer with the letter of the right option."]
+    return "\n".join(lines), letters[right]
+
+
+def main(argv):
+    if len(argv) != 2:
+        raise InputError("give two files: python bridges/convert.py in.jsonl out.jsonl")
+    text = ""
+    for place, row in read_rows(argv[0]):
+        try:
+            problem = to_problem(convert(row))
+        except InputError as error:
+            raise InputError(f"{place}: {error}; its keys are: {', '.join(row)}") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{place} is not as its format has it: {one_line(error)}") from None
+        text += json.dumps(problem) + "\n"
+    if not text:
+        raise InputError(f"{argv[0]} is empty")
+    write_file(argv[1], text)
+    print(f"{argv[1]}: {text.count(chr(10))} problems")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

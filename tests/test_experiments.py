@@ -1,0 +1,568 @@
+"""The comparisons: what is tuned, resumed and counted, what each arm is, and the preference losses."""
+
+import copy
+import json
+import math
+import multiprocessing
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+
+import idft
+import prefix_rft
+import toy
+from conftest import ROOT                                              # puts the root on the path
+from ddt import response_stats
+from eval import InputError, new_sampler, parse_flags, prompt_ids
+from experiments import draw, losses, online, preference, rl, sweep, texts
+
+REAL_PROBLEMS = toy.problems
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A base that has learnt little: it writes, it ends, it is wrong."""
+    return toy.pretrain(seed=0, steps=60, batch=8)
+
+
+@pytest.fixture
+def small_world(tiny, monkeypatch):
+    """The toy with a weak base, 8 problems a set, 3 steps."""
+    def problems(split, n=256, seed=0, **more):
+        return REAL_PROBLEMS(split, min(n, 8), seed, **more)
+
+    monkeypatch.setattr(toy, "problems", problems)
+    monkeypatch.setattr(toy, "base_model", lambda seed=0: (copy.deepcopy(tiny[0]), tiny[1]))
+    for defaults, batch in ((prefix_rft.TOY, 2), (idft.TOY, 4), (online.TOY, 4)):
+        monkeypatch.setitem(defaults, "steps", 3)
+        monkeypatch.setitem(defaults, "batch", batch)
+        monkeypatch.setitem(defaults, "max_new_tokens", 40)
+
+
+def settings(arm, **more):
+    return {"steps": 3, "batch": 2, "max_new_tokens": 40, **arm, **more}
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+# ---- the sweep ----------------------------------------------------------------------------------
+
+# valid and valid_2 of every rate of GRID, and the rate to be chosen.
+TUNING = {
+    "clear": ([0.1, 0.9, 0.3], [0, 0, 1], 1e-3),
+    "tied, the second set decides": ([0.5, 0.2, 0.5], [0.1, 0.9, 0.4], 3e-3),
+    "tied twice, the smaller": ([0.2, 0.7, 0.7], [0.9, 0.4, 0.4], 1e-3),
+}
+ARMS = {**{name: {"colour": name} for name in TUNING},
+        "like clear": {"colour": "clear", "twist": 1, "tune_like": "clear"},
+        "fixed": {"lr": 0.0}}
+
+
+class Runner:
+    """A fake run function: notes its calls, may stop the program before one."""
+
+    def __init__(self, stop_at=None):
+        self.calls, self.stop_at = [], stop_at
+
+    def __call__(self, arm, lr, seed, stage):
+        if len(self.calls) == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls.append((arm.get("colour"), arm.get("twist"), lr, seed, stage))
+        if stage == "tune":
+            valid, valid_2, _ = TUNING[arm["colour"]]
+            place = sweep.GRID.index(lr)
+            return {"valid": valid[place], "valid_2": valid_2[place]}
+        return {"hard": lr * 100 + seed}
+
+
+def compare(path, runner, **flags):
+    sweep.sweep(path, runner, ARMS, {"steps": 7}, sweep.Flags(**flags), {"hard": "hard"})
+
+
+def test_every_arm_is_tuned_alone_and_reported_on_other_seeds(tmp_path, capsys):
+    runner = Runner()
+    compare(tmp_path / "rows.jsonl", runner)
+    for name, (_, _, best) in TUNING.items():
+        tuned = [call for call in runner.calls if call[0] == name and call[4] == "tune"]
+        assert [(lr, seed) for _, _, lr, seed, _ in tuned] == [(lr, 5) for lr in sweep.GRID]
+        reported = [call for call in runner.calls if call[:2] == (name, None) and call[4] == "report"]
+        assert [(lr, seed) for _, _, lr, seed, _ in reported] == [(best, s) for s in range(5)]
+    # An inheriting arm is not tuned, its parent's rate is used; an arm that learns nothing neither.
+    assert [call[2:] for call in runner.calls if call[1] == 1] == [
+        (1e-3, seed, "report") for seed in range(5)]
+    assert [call[2:] for call in runner.calls if call[0] is None] == [
+        (0.0, seed, "report") for seed in range(5)]
+
+    # The table: mean and standard deviation of 0..4 are 2 and 1.58.
+    lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    assert lines[0] == "| arm | lr | seeds | hard |"
+    assert "| clear | 1e-03 | 5 | 2.10 ± 1.58 |" in lines
+    assert "| like clear | 1e-03 (of clear) | 5 | 2.10 ± 1.58 |" in lines
+    assert "| fixed | - | 5 | 2.00 ± 1.58 |" in lines
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 4, 9, 20])
+def test_a_stopped_comparison_goes_on(tmp_path, capsys, stop_at):
+    undisturbed, stopped, rest = Runner(), Runner(stop_at), Runner()
+    compare(tmp_path / "one.jsonl", undisturbed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(tmp_path / "two.jsonl", stopped)
+    compare(tmp_path / "two.jsonl", rest)
+    assert stopped.calls + rest.calls == undisturbed.calls
+    one, two = (sweep.load_results(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+    for row in one + two:
+        del row["seconds"]
+    assert one == two
+
+
+def test_another_budget_is_another_run(tmp_path, capsys):
+    path, again = tmp_path / "rows.jsonl", Runner()
+    sweep.sweep(path, Runner(), {"fixed": {"lr": 0.0}}, {"steps": 7}, sweep.Flags(seeds=2), {})
+    sweep.sweep(path, again, {"fixed": {"lr": 0.0}}, {"steps": 8}, sweep.Flags(seeds=2), {})
+    assert len(again.calls) == 2
+
+
+def test_arms_and_table_flags(tmp_path, capsys):
+    runner = Runner()
+    compare(tmp_path / "rows.jsonl", runner, arms=["like clear"], seeds=2)
+    assert [call[0] for call in runner.calls] == ["clear"] * 5      # three rates, two seeds
+    compare(tmp_path / "rows.jsonl", runner, table=True)
+    assert len(runner.calls) == 5
+    table = capsys.readouterr().out.split("\n\n")[-1]
+    assert table.count("\n") == 3 and "| like clear | 1e-03 (of clear) | 2 |" in table
+    with pytest.raises(InputError, match="--arms nobody is unknown.*like clear"):
+        compare(tmp_path / "rows.jsonl", runner, arms=["nobody"])
+
+
+def append_rows(path, number):
+    for i in range(200):
+        sweep.add_result(path, {"process": number, "i": i, "text": "x" * 500})
+
+
+def test_two_processes_append_to_one_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    jobs = [multiprocessing.get_context("fork").Process(target=append_rows, args=(path, number))
+            for number in (0, 1)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    found = [(row["process"], row["i"]) for row in sweep.load_results(path)]
+    assert sorted(found) == [(number, i) for number in (0, 1) for i in range(200)]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"arm": 1}\n{"arm"\n')
+    with pytest.raises(InputError, match="rows.jsonl line 2 is not valid JSON"):
+        sweep.load_results(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("curve, height", [
+    ([[0, 0.3]], 0.3), ([[0, 0.5], [20, 0.5], [50, 0.5]], 0.5), ([[0, 0], [100, 1]], 0.5),
+    ([[0, 0], [20, 1], [100, 1]], 0.9)])
+def test_area_under_the_curve(curve, height):
+    assert sweep.area(curve) == pytest.approx(height)
+
+
+def test_learning_curve_looks_before_between_and_after(monkeypatch):
+    learnt = []
+    monkeypatch.setattr(sweep, "greedy_accuracy", lambda *args, **more: {"hard": len(learnt) / 50})
+    found = sweep.learning_curve(None, None, 50, learnt.append, 9, None)
+    assert learnt == list(range(50))
+    assert found["curve"] == [[0, 0], [20, 0.4], [40, 0.8], [50, 1.0]]
+    assert found["steps_to_half"] == 40 and found["auc"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("values, cell", [
+    ([0.5], "0.50"), ([0, 1], "0.50 ± 0.71"), ([None, 20, 40], "30 ± 14 (2 of 3)"),
+    ([None, None], "-"), ([1000, 3000], "2,000 ± 1,414")])
+def test_mean_and_spread(values, cell):
+    assert sweep.mean_std(values) == cell
+
+
+# ---- the arms of rl -----------------------------------------------------------------------------
+
+# Arms that are easily confused, and all that tells them apart.
+DIFFERENCES = [
+    ("uft", "static", {"schedule": ("binomial", "cosine"), "hybrids": (-1, 1)}),
+    ("prefix_rl", "frozen", {"schedule": ("uniform", "cosine"), "hybrids": (-1, 1),
+                             "hybrid_problems": (0.5, 1.0)}),
+    ("luffy", "luffy code", {"advantage": ("paper", "code")}),
+    ("prefix_rft", "prefix_rft code", {"advantage": ("paper", "code")}),
+    ("prefix_rft", "frozen", {"prefix_loss": ("top", "none")}),
+    ("prefix_rft", "static", {"prefix_loss": ("top", "sft")}),
+    ("prefix_rft", "keep 50 %", {"keep": (0.2, 0.5)}),
+    ("prefix_rft", "keep 80 %", {"keep": (0.2, 0.8)}),
+    ("prefix_rft", "keep all", {"prefix_loss": ("top", "all")}),
+    ("prefix_rft", "keep random", {"prefix_loss": ("top", "random")}),
+    ("prefix_rft", "keep bottom", {"prefix_loss": ("top", "bottom")}),
+    ("prefix_rft", "linear", {"schedule": ("cosine", "linear")}),
+    ("prefix_rft", "uniform", {"schedule": ("cosine", "uniform")}),
+    ("prefix_rft", "2 hybrids", {"hybrids": (1, 2)}),
+    ("prefix_rft", "4 hybrids", {"hybrids": (1, 4)}),
+    ("prefix_rft", "prefix_rft, 60 % wrong", {}),
+    ("rft", "sft_rft", {}),
+]
+
+
+@pytest.mark.parametrize("one, other, expected", DIFFERENCES)
+def test_what_tells_two_arms_apart(one, other, expected):
+    first, second = (vars(rl.policy_flags(rl.ARMS[arm], 9, 1e-3, 0)) for arm in (one, other))
+    found = {}
+    for name in first:
+        if name != "method" and first[name] != second[name]:
+            found[name] = (first[name], second[name])
+    assert found == expected
+
+
+def test_every_arm_has_flags_that_agree(small_world):
+    problems = toy.problems("train")
+    for arm in rl.ARMS.values():
+        flags = rl.policy_flags(arm, 9, 1e-3, 0)
+        prefix_rft.check(flags, problems)
+        assert arm.get("tune_like", "rft") in rl.MAIN and 0 <= arm.get("supervised", 0) <= 1
+
+
+def test_a_share_of_the_problems_keeps_its_demonstration():
+    for share, count in ((1.0, 100), (0.1, 10), (0.01, 1), (0.001, 1)):
+        kept, again = ([{"demos": [[i]]} for i in range(100)] for _ in range(2))
+        rl.keep_demonstrations(kept, share, 3)
+        rl.keep_demonstrations(again, share, 3)
+        assert sum(bool(problem["demos"]) for problem in kept) == count
+        assert kept == again
+    rl.keep_demonstrations(again := [{"demos": [[i]]} for i in range(100)], 0.5, 4)
+    rl.keep_demonstrations(kept := [{"demos": [[i]]} for i in range(100)], 0.5, 3)
+    assert kept != again
+
+
+@pytest.mark.parametrize("arm", ["prefix_rft", "uft", "rft"])
+def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, tiny, arm):
+    model, tokenizer = toy.base_model()
+    flags = rl.policy_flags(rl.ARMS[arm], 3, 1e-3, 0)
+    problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train"), 40)
+    sampler, _ = new_sampler(model, [problem["prompt"] for problem in problems], 40, 16)
+    learn = rl.policy_steps(model, tokenizer, problems, flags, sampler)
+    for step in range(3):
+        learn(step)
+
+    other, _ = toy.base_model()
+    sampler, _ = new_sampler(other, [problem["prompt"] for problem in problems], 40, 16)
+    prefix_rft.train_policy(other, tokenizer, problems, flags, sampler,
+                            idft.new_optimizer(other),
+                            {"step": 0, "bad": 0, "dropped": 0})
+    assert same_weights(model, other)
+    assert arm == "rft" or not same_weights(model, tiny[0])
+
+
+def test_a_supervised_arm_is_the_loop_of_idft(small_world, tiny):
+    model, tokenizer = toy.base_model()
+    rows = idft.demonstration_rows(model, tokenizer, toy.problems("train"), 200)
+    problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train"), 200)
+    flags = idft.Flags(loss="idft", lr=1e-3, steps=3, batch=4)
+    learn = rl.supervised_steps(model, problems, flags)
+    spent = [learn(step)[0] for step in range(3)]
+
+    other, _ = toy.base_model()
+    optimizer = idft.new_optimizer(other)
+    idft.train_supervised(other, tokenizer, rows, flags, optimizer,
+                          {"step": 0, "bad": 0, "dropped": 0})
+    assert same_weights(model, other) and not same_weights(model, tiny[0])
+    for step, tokens in enumerate(spent):
+        assert tokens == sum(len(response) for _, response in idft.draw_batch(rows, 4, step, 0))
+
+
+def test_all_arms_learn_from_as_many_sequences(small_world, monkeypatch):
+    """sft: 3 steps of 2 x 8 demonstrations; sft_rft: 2 such steps and 1 of 2 x 8 rollouts."""
+    read, sampled = [], []
+    step, rollouts = idft.supervised_step, prefix_rft.sample_rollouts
+
+    def count_rows(model, optimizer, rows, *args, **more):
+        read.append(len(rows))
+        return step(model, optimizer, rows, *args, **more)
+
+    def count_rollouts(*args):
+        found = rollouts(*args)
+        sampled.append(len(found))
+        return found
+
+    monkeypatch.setattr(idft, "supervised_step", count_rows)
+    monkeypatch.setattr(prefix_rft, "sample_rollouts", count_rollouts)
+    for arm, expected in (("sft", [16] * 3), ("sft_rft", [16] * 2), ("rft", [])):
+        read.clear()
+        sampled.clear()
+        rl.run(settings(rl.ARMS[arm]), 1e-3, 0, "tune")
+        assert read == expected and sampled == [16] * (3 - len(expected))
+
+
+# ---- the weights of losses ----------------------------------------------------------------------
+
+PAIRS = [(-0.01, 0.02), (-2.0, 2.5), (-3.0, 0.1), (-7.0, 0.3), (-12.0, 1.0), (-0.5, 0.5)]
+
+
+@pytest.mark.parametrize("beta, strength", [(1.0, 1.0), (2.0, 1.0), (1.0, 0.5)])
+def test_reversed_gamma(beta, strength):
+    logp, entropy = torch.tensor(PAIRS).requires_grad_().unbind(1)
+    found = losses.reversed_weight(logp, entropy, "sft", beta, 0.1, 2.0, strength)
+    assert not found.requires_grad
+    for weight, (a, b) in zip(found.tolist(), PAIRS):
+        gamma = min(max(math.exp((a + b) / beta), 0.1), 2.0)
+        assert weight == pytest.approx(math.exp(a * (1 + strength * (gamma - 1))), rel=1e-5)
+    # Where phi is 0 both signs say the same: DFT.
+    at_zero = losses.reversed_weight(torch.tensor([-0.7]), torch.tensor([0.7]), "sft", 1, .1, 2, 1)
+    assert at_zero.item() == pytest.approx(math.exp(-0.7))
+
+
+@pytest.mark.parametrize("limit", [-1, -3, -5, -10])
+def test_masks(limit):
+    logp, entropy = torch.tensor(PAIRS).unbind(1)
+    found = losses.mask_weight(limit)(logp, entropy, "sft", 1.0, 0.1, 2.0, 1.0)
+    assert found.tolist() == [1.0 if a + b > limit else 0.0 for a, b in PAIRS]
+    assert 0 < found.sum() < len(PAIRS)
+
+
+def test_every_arm_of_losses_has_its_own_weight():
+    logp, entropy = torch.tensor(PAIRS + [(-4.0, 0.1), (-1.5, 0.1)]).unbind(1)
+    seen = {}
+    for name, arm in losses.ARMS.items():
+        if arm["loss"] not in ("dpo", "simpo"):
+            loss = arm["loss"] if arm["loss"] in ("sft", "dft", "idft") else "sft"
+            weight = losses.weight_of(arm)(logp, entropy, loss, 1.0, 0.1, 2.0, 1.0)
+            seen[name] = tuple(weight.tolist())
+    assert len(set(seen.values())) == len(seen) == 8
+
+
+# ---- DPO and SimPO ------------------------------------------------------------------------------
+
+CHOSEN, REJECTED = [-3.0, -12.0, -0.5], [-4.0, -7.0, -30.0]
+REFERENCE = [(-2.5, -4.5), (-13.0, -9.0), (-0.6, -20.0)]
+LENGTHS = [(4, 5), (7, 3), (2, 9)]
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def gradients(loss, chosen, rejected):
+    loss.sum().backward()
+    return list(zip(chosen.grad.tolist(), rejected.grad.tolist()))
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_dpo_against_a_loop(beta):
+    chosen = torch.tensor(CHOSEN, dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor(REJECTED, dtype=torch.float64, requires_grad=True)
+    known = torch.tensor(REFERENCE, dtype=torch.float64)
+    loss = preference.dpo_loss(chosen, rejected, known[:, 0], known[:, 1], beta)
+    found = gradients(loss, chosen, rejected)
+    for i, (w, l) in enumerate(zip(CHOSEN, REJECTED)):
+        gain = (w - REFERENCE[i][0]) - (l - REFERENCE[i][1])
+        assert loss[i].item() == pytest.approx(-math.log(sigmoid(beta * gain)))
+        # d/dw -log sigma(beta gain) = -beta sigma(-beta gain)
+        pull = beta * sigmoid(-beta * gain)
+        assert found[i] == (pytest.approx(-pull), pytest.approx(pull))
+
+
+@pytest.mark.parametrize("beta, ratio", [(2.0, 0.5), (10.0, 0.25), (2.0, 0.0)])
+def test_simpo_against_a_loop(beta, ratio):
+    chosen = torch.tensor(CHOSEN, dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor(REJECTED, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor(LENGTHS)
+    loss = preference.simpo_loss(chosen, rejected, lengths[:, 0], lengths[:, 1], beta, ratio)
+    found = gradients(loss, chosen, rejected)
+    for i, (w, l) in enumerate(zip(CHOSEN, REJECTED)):
+        long_w, long_l = LENGTHS[i]
+        gain = beta * w / long_w - beta * l / long_l - ratio * beta
+        assert loss[i].item() == pytest.approx(-math.log(sigmoid(gain)))
+        pull = beta * sigmoid(-gain)
+        assert found[i] == (pytest.approx(-pull / long_w), pytest.approx(pull / long_l))
+
+
+def test_dpo_of_the_reference_itself():
+    """Nothing learnt yet: log 2, and each side is pulled by beta / 2."""
+    chosen = torch.tensor(CHOSEN, requires_grad=True)
+    rejected = torch.tensor(REJECTED, requires_grad=True)
+    loss = preference.dpo_loss(chosen, rejected, chosen.detach(), rejected.detach())
+    assert loss.tolist() == pytest.approx([math.log(2)] * 3)
+    for pull_w, pull_l in gradients(loss, chosen, rejected):
+        assert (pull_w, pull_l) == (pytest.approx(-0.05), pytest.approx(0.05))
+    # A pair of one answer twice teaches SimPO nothing but its margin.
+    twice = preference.simpo_loss(torch.tensor([-3.0]), torch.tensor([-3.0]), 4, 4)
+    assert twice.item() == pytest.approx(-math.log(sigmoid(-1.0)))
+
+
+@pytest.fixture
+def pairs(small_world):
+    model, tokenizer = toy.base_model()
+    problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train"), 60)
+    prompts = [problem["prompt"] for problem in problems]
+    sampler, _ = new_sampler(model, prompts, 60)
+    found, tokens = preference.make_pairs(sampler, model, tokenizer, problems, 4, 60, 0)
+    return model, tokenizer, problems, found, tokens
+
+
+def test_pairs_are_right_and_wrong(pairs):
+    model, tokenizer, problems, found, tokens = pairs
+    by_prompt = {tuple(problem["prompt"]): problem for problem in problems}
+    assert 0 < len(found) <= 4 * len(problems) and tokens >= sum(len(p[2]) for p in found)
+    for prompt, right, wrong in found:
+        answer = by_prompt[tuple(prompt)]["answer"]
+        scores = preference.rewards(tokenizer.batch_decode([right, wrong],
+                                                           skip_special_tokens=True), [answer] * 2)
+        assert scores == [1.0, 0.0]
+        assert right[-1] == wrong[-1] == tokenizer.eos_token_id
+
+
+def test_log_probability_of_whole_answers(pairs):
+    model, _, _, found, _ = pairs
+    with torch.no_grad():
+        chosen, rejected = preference.answer_logp(model, found[:5], 10**6)
+        for i, (prompt, right, wrong) in enumerate(found[:5]):
+            for sums, answer in ((chosen, right), (rejected, wrong)):
+                logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+                total = 0.0
+                for t, token in enumerate(answer):
+                    total += logits[len(prompt) + t - 1, token].item()
+                assert sums[i].item() == pytest.approx(total, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "simpo"])
+def test_a_preference_step_does_not_depend_on_micro_batches(pairs, loss):
+    model, _, _, found, _ = pairs
+    batch = found[:6]
+    results = []
+    for micro_tokens in (10**6, 60):
+        copied = copy.deepcopy(model)
+        reference = preference.reference_logp(copied, batch, micro_tokens)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=0.0)
+        row = preference.preference_step(copied, optimizer, batch, reference, 0.1, micro_tokens, loss)
+        results.append((row, torch.cat([p.flatten() for p in copied.parameters()])))
+    (one, weights), (other, others) = results
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    assert torch.allclose(weights, others, atol=1e-6)
+    assert one["tokens"] == sum(len(right) + len(wrong) for _, right, wrong in batch)
+    if loss == "dpo":
+        assert one["loss"] == pytest.approx(math.log(2), rel=1e-5)
+
+
+def test_a_preference_step_prefers(pairs):
+    model, _, _, found, _ = pairs
+    batch = found[:4]
+    reference = preference.reference_logp(model, batch, 10**6)
+    optimizer = idft.new_optimizer(model)
+    lost = [preference.preference_step(model, optimizer, batch, reference, 1e-3, 10**6)["loss"]
+            for _ in range(4)]
+    assert lost == sorted(lost, reverse=True) and lost[-1] < lost[0] - 0.01
+
+
+# ---- every comparison runs ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("module, arms", [
+    (rl, ["base", "sft_rft", "prefix_rft, terse expert"]),
+    (losses, ["phi > -3", "dpo"]), (texts, ["raw, sft", "online, idft"])])
+def test_a_comparison_at_tiny_size(small_world, tmp_path, capsys, monkeypatch, module, arms):
+    monkeypatch.setattr(sweep, "LOOK_EVERY", 2)
+    argv = ["--arms", *arms, "--seeds", "1", "--results", str(tmp_path)]
+    module.main(parse_flags(sweep.Flags, argv))
+    table = capsys.readouterr().out.split("\n\n")[-1]
+    for arm in arms:
+        assert f"| {arm} |" in table
+    rows = sweep.load_results(tmp_path / f"{module.__name__.split('.')[-1]}.jsonl")
+    reported = [row for row in rows if row["stage"] == "report"]
+    assert len(reported) == len(arms)
+    for row in reported:
+        assert all(0 <= row[split] <= 1 for split in sweep.SPLITS)
+        if module is rl and row["lr"]:
+            assert [step for step, _ in row["curve"]] == [0, 2, 3]
+    # A second call finds everything.
+    module.main(parse_flags(sweep.Flags, argv))
+    assert len(sweep.load_results(tmp_path / f"{module.__name__.split('.')[-1]}.jsonl")) == len(rows)
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def picture(svg):
+    """The parsed picture; everything lies inside the page."""
+    root = ElementTree.fromstring(svg)
+    height = float(root.get("height"))
+    for node in root.iter(SVG + "polyline"):
+        for point in node.get("points").split():
+            x, y = map(float, point.split(","))
+            assert 0 <= x <= draw.WIDTH and 0 <= y <= height
+    return root
+
+
+def words(root):
+    return [node.text for node in root.iter(SVG + "text")]
+
+
+def test_curves_and_their_bands():
+    rows = []
+    for seed, end in enumerate((0.2, 0.5, 0.8)):
+        for arm in ("sft", "rft"):
+            rows.append({"arm": f"{arm}, 80 batches", "stage": "report", "curve": [[0, 0.0], [20, end]]})
+    rows.append({"arm": "sft", "stage": "tune"})
+    root = picture(draw.curves(rows))
+    lines, bands = [], []
+    for node in root.iter(SVG + "polyline"):
+        points = [tuple(map(float, point.split(","))) for point in node.get("points").split()]
+        if node.get("fill-opacity"):
+            bands.append(points)
+        elif node.get("stroke-width"):
+            lines.append(points)
+    # 0.2 and 0.8 are the edges of the band, 0.5 the end of the line, in the middle between them.
+    assert len(lines) == len(bands) == 2 and lines[0] == lines[1]
+    (_, start), (_, end) = lines[0]
+    low, high = bands[0][1][1], bands[0][2][1]
+    assert end == pytest.approx((low + high) / 2, abs=0.2) and high < end < low < start
+    assert {"SFT", "RFT"} <= set(words(root)) and "LUFFY" not in words(root)
+    with pytest.raises(InputError, match="run python -m experiments.rl"):
+        draw.curves([])
+
+
+def test_dynamics_of_a_run(tmp_path):
+    rows = [{"step": 0, "before": {"hard": 0.1}}]
+    for step in range(1, 6):
+        rows.append({"step": step, "reward": step / 5, "reward_hybrid": None, "entropy": 0.5 / step,
+                     "prefix_tokens": 100, "prefix_kept": 20, "grad_norm": 1e-3 * step})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw.main(tmp_path)
+    root = picture((tmp_path / "dynamics.svg").read_text())
+    assert {"reward", "without", "entropy, nats", "given", "kept", "all"} <= set(words(root))
+    assert not {"with prefix", "phi, nats", "of prefixes"} & set(words(root))
+    with pytest.raises(InputError, match="metrics.jsonl is missing"):
+        draw.main(tmp_path / "nothing")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(InputError, match="nothing to draw"):
+        draw.main(tmp_path)
+
+
+def test_a_constant_line_can_be_drawn():
+    for value in (0.0, 1.0, -2.5, 1e-9):
+        picture(draw.dynamics([{"step": 1, "phi": value}, {"step": 2, "phi": value}], "run"))
+
+
+def test_coloured_tokens(small_world):
+    root = picture(draw.demonstration())
+    model, tokenizer = toy.base_model()
+    problem = toy.problems("train")[0]
+    ids = tokenizer(problem["solution"]).input_ids
+    assert [word for word in words(root)[2:-1]] == [tokenizer.decode([token]) for token in ids]
+    rectangles = list(root.iter(SVG + "rect"))
+    logp, entropy = response_stats(model, [(prompt_ids(tokenizer, problem["problem"]),
+                                            ids + [tokenizer.eos_token_id])])
+    depths = [float(rect.get("fill-opacity")) for rect in rectangles[::2]]
+    bars = [float(rect.get("height")) for rect in rectangles[1::2]]
+    for depth, bar, a, b in zip(depths, bars, logp.tolist(), entropy.tolist()):
+        assert depth == pytest.approx(0.5 * min(1, max(0, -a - b) / 8), abs=0.006)
+        assert bar == pytest.approx(12 * min(b, 2), abs=0.06)
+
+
+def test_no_picture_is_left_in_the_old_place():
+    assert not (ROOT / "pictures").exists() and not (ROOT / "results").exists()
