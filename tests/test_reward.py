@@ -52,10 +52,13 @@ def test_different_answers():
 
 
 def test_cheap_answers_earn_nothing():
-    """Every constant of ATTACKS against every answer key of GOLDS: what is paid must be in ALLOWED."""
+    """Constants of ATTACKS against answer keys of GOLDS: what is paid must be in ALLOWED. All pairs
+    take a minute, so it is every seventh; set ATTACK=all for all of them."""
     golds, attacks = GOLDS.split("   "), ATTACKS.replace("\n", "   ").split("   ")
     allowed = set(table(ALLOWED))
     cases = [(attack, gold) for gold in golds for attack in attacks]
+    if os.environ.get("ATTACK") != "all":
+        cases = cases[::7]
     paid = [case for case, verdict in zip(cases, reward.judge(cases)) if verdict]
     assert [case for case in paid if case not in allowed and case[0] != case[1]] == []
 
