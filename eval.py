@@ -114,12 +114,17 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
 
 
 def run_script(main, Flags, toy_defaults={}, methods={}):
-    """The last line of every script. A user's mistake becomes one sentence and exit code 2."""
+    """The last line of every script."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
+    exit_on_mistake(lambda: main(parse_flags(Flags, None, toy_defaults, methods)))
+
+
+def exit_on_mistake(main, *args):
+    """main(*args), in which a user's mistake becomes one sentence and exit code 2."""
     try:
-        main(parse_flags(Flags, None, toy_defaults, methods))
+        main(*args)
     except (InputError, OSError) as error:               # OSError: disk full, no permission, ...
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -370,19 +375,24 @@ def load_model(name, device, seed=0):
     return model, tokenizer
 
 
+def chat_turns(problem):
+    """A problem (a text, or chat turns as they stand) -> chat turns."""
+    if isinstance(problem, str):
+        return [{"role": "user", "content": problem + INSTRUCTION}]
+    return problem
+
+
 def prompt_ids(tokenizer, problem):
     """A problem (a text, or chat turns as they stand) -> ids up to where the response begins."""
-    if isinstance(problem, str):
-        problem = [{"role": "user", "content": problem + INSTRUCTION}]
+    turns = chat_turns(problem)
     if tokenizer.chat_template:
         try:
-            text = tokenizer.apply_chat_template(problem, tokenize=False,
-                                                 add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except Exception as error:                       # a template may refuse, say, a system turn
             raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(text, add_special_tokens=False).input_ids
     # a base model: the text and a line's end
-    ids = tokenizer("".join(turn["content"] + "\n" for turn in problem)).input_ids
+    ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
     if ids[-1] == tokenizer.eos_token_id:                # some tokenizers close every text
         ids = ids[:-1]
     return ids

@@ -20,8 +20,8 @@ from pathlib import Path
 # As a script Python looks for modules beside this file, in bridges/; eval.py lies one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import (InputError, first_alias, is_chat, one_line, read_rows, to_problem,
-                  write_file)
+from eval import (InputError, exit_on_mistake, first_alias, is_chat, one_line, read_rows,
+                  to_problem, write_file)
 
 
 def convert(row):
@@ -104,8 +104,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_on_mistake(main, sys.argv[1:])

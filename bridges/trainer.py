@@ -8,14 +8,12 @@ as num_items_in_batch; so the loss is divided once, whatever --per_device_train_
 The command lines, of this and of the other bridges, stand in bridges/README.md; a test runs them.
 """
 
-import sys
 from functools import partial
 
 from transformers import DataCollatorForSeq2Seq, HfArgumentParser, Trainer, TrainingArguments
 
 import idft
-import toy
-from eval import INSTRUCTION, InputError, load_model, load_problems, one_line, refuse
+from eval import InputError, exit_on_mistake, load_model, load_problems, one_line, refuse
 
 
 def run_bridge(main, Config, require):
@@ -26,27 +24,17 @@ def run_bridge(main, Config, require):
     parser.error = refuse
     parser.add_argument("model", help="toy, a checkpoint directory or a Hub id")
     parser.add_argument("data", help="toy, a JSON(L) file or hf://owner/name/file.jsonl")
-    try:
+
+    def run():
         try:
             args, given = parser.parse_args_into_dataclasses(look_for_args_file=False)
         except (ValueError, TypeError) as error:         # flags that contradict each other
             raise InputError(one_line(error)) from None
-        if given.data == "toy":
-            problems = toy.problems("train", seed=args.seed)
-        else:
-            problems = load_problems(given.data, require)
+        problems = load_problems(given.data, require, args.seed)
         model, tokenizer = load_model(given.model, "cpu")            # the Trainer moves it
         main(model, tokenizer, problems, args)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
-
-def chat_turns(problem):
-    """A problem (text, or chat turns as they stand) -> chat turns, as eval.prompt_ids does."""
-    if isinstance(problem, str):
-        return [{"role": "user", "content": problem + INSTRUCTION}]
-    return problem
+    exit_on_mistake(run)
 
 
 def examples(model, tokenizer, problems, max_tokens=8192):

@@ -12,7 +12,8 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from bridges.trainer import chat_turns, run_bridge
+from bridges.trainer import run_bridge
+from eval import chat_turns
 from reward import rewards
 
 

@@ -10,19 +10,14 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from bridges.trainer import chat_turns
-from eval import InputError, load_problems
+from eval import InputError, chat_turns, demonstrations, exit_on_mistake, load_problems
 
 
 def dataset_rows(problems, with_solutions):
     """Problems -> rows as verl's RLHFDataset reads them."""
     rows = []
     for index, problem in enumerate(problems):
-        solutions = problem["solution"] or []
-        if isinstance(solutions, str):
-            solutions = [solutions]
-        if not with_solutions:
-            solutions = []
+        solutions = demonstrations(problem) if with_solutions else []
         rows.append({"data_source": "prefix_rft",
                      "prompt": chat_turns(problem["problem"]),
                      "reward_model": {"ground_truth": problem["answer"]},
@@ -41,8 +36,4 @@ def main(words):
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_on_mistake(main, sys.argv[1:])

@@ -15,7 +15,6 @@ Left out: --resume. A run leaves its texts and a checkpoint a round.
     python -m experiments.online --model Qwen/Qwen2.5-1.5B-Instruct --data train.jsonl --lr 1e-5
 """
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,7 @@ from tqdm import tqdm
 import hinted_decode
 import idft
 from eval import (InputError, flag, load_benchmarks, load_model, load_problems, new_run,
-                  pick_device, run_script, write_file)
+                  pick_device, run_script, write_rows)
 
 
 def token_batch(rows, tokens, step, seed):
@@ -106,7 +105,7 @@ def main(flags):
         if texts:                                      # a round without a text loses its steps
             train_on_texts(model, tokenizer, texts, optimizer, range(first, state["step"]), flags,
                            out)
-        write_file(out / f"round-{number + 1}.jsonl", "".join(json.dumps(t) + "\n" for t in texts))
+        write_rows(out / f"round-{number + 1}.jsonl", texts)
         idft.save_checkpoint(out, model, tokenizer, optimizer, state)
     idft.report_accuracy("after", out, model, tokenizer, benchmarks, flags, state)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal, run_here, small_model, word_problems
-from kill import assert_equal_runs, killed_and_resumed, logged, undisturbed, untimed
+from kill import assert_equal_runs, killed_and_resumed, logged, undisturbed
 from transformers import AutoModelForCausalLM
 
 import idft

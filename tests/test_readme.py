@@ -23,11 +23,6 @@ COMMANDS = list(dict.fromkeys(COMMANDS + re.findall(r"`(python \w+\.py[^`]*)`", 
 FEWER = {"steps": 2, "batch": 2, "problems": 8, "max_new_tokens": 64, "n": 4}
 
 
-@pytest.fixture(scope="module")
-def small_base():
-    return toy.pretrain(steps=40)
-
-
 @pytest.fixture
 def small_world(small_base, tiny_checkpoint, tmp_path, monkeypatch):
     """An empty directory with a data file, a base that took two seconds, splits of 8 problems."""
