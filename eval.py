@@ -75,8 +75,8 @@ class InRange(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def flag(default, help, low=None, high=None):
-    """A field of a Flags dataclass; a number has an inclusive range."""
+def flag(default, help, low=None, high=10**9):
+    """A field of a Flags dataclass; a number has an inclusive range from low to high."""
     metadata = {"help": help.replace("%", "%%")}         # argparse formats help with %
     if low is not None:
         metadata.update(action=InRange, const=(low, high))
@@ -139,13 +139,10 @@ def printable(text):
 
 def pick_device(name):
     """"auto" (the GPU if there is one), "cpu" or "cuda" -> torch.device."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {name} is unknown: choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no GPU here, choose auto or cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    gpu = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
+        raise InputError(f"--device {name}: PyTorch finds none here, choose auto or cpu")
+    return torch.device("cuda" if gpu and name != "cpu" else "cpu")
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -307,14 +304,13 @@ def is_text(value):
 
 def is_chat(value):
     """Whether value is a list of {"role": text, "content": text}."""
-    if not isinstance(value, list):
+    if not isinstance(value, list) or value == []:
         return False
     for turn in value:
-        if not isinstance(turn, dict):
+        texts = [turn.get("role"), turn.get("content")] if isinstance(turn, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
             return False
-        if not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-            return False
-    return value != []
+    return True
 
 
 def load_benchmarks(names):
@@ -453,14 +449,14 @@ def interval(values, seed=0, resamples=2000):
 
 
 def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_new_tokens=256,
-             seed=0, ks=(1,), rows=64, sampler=None, keep=False):
+             seed=0, ks=(1,), rows=64, sampler=None):
     """Answer every problem (as from load_problems) n times and score; temperature 0 is greedy.
 
     sampler: one to use again, with room enough; it is given the model's present weights first.
     Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k:
-    share}, "length": mean tokens, "finished": share that ended by themselves, "seconds" of
-    sampling, "tokens_per_s"}; keep=True adds "responses", for every problem a list of n {"text",
-    "reward", "length", "finished"}. InputError if some k > n or a prompt is too long."""
+    share}, "length": mean tokens, "finished": share that ended by themselves, "tokens_per_s" of
+    sampling, "responses": for every problem a list of n {"text", "reward", "length", "finished"}}.
+    InputError if some k > n or a prompt is too long."""
     if max(ks) > n:
         raise InputError(f"--ks {max(ks)} is more than --n {n}: pass@k needs k <= n")
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
@@ -472,26 +468,24 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
                       top_p=top_p, seed=seed, stop=stop_ids(model, tokenizer))
     seconds = time.perf_counter() - start
 
-    # score: sample i answers problem i // n
+    # score: n samples answer a problem
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
-    scores = rewards(texts, [problems[i // n]["answer"] for i in range(len(samples))])
+    scores = rewards(texts, [problem["answer"] for problem in problems for _ in range(n)])
+    responses = []
+    for sample, text, score in zip(samples, texts, scores):
+        responses.append({"text": text, "reward": score, "length": len(sample.tokens),
+                          "finished": sample.finished})
+    lengths = [response["length"] for response in responses]
+    finished = [response["finished"] for response in responses]
     right = np.reshape(scores, (-1, n)).sum(1).astype(int).tolist()        # c of every problem
-    lengths = [len(sample.tokens) for sample in samples]
-    finished = [sample.finished for sample in samples]
     pass_k = {}
     for k in ks:
         pass_k[k] = float(np.mean([pass_at_k(n, c, k) for c in right]))
-    result = {"problems": len(problems), "n": n, "avg@n": float(np.mean(scores)),
-              "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
-              "length": float(np.mean(lengths)), "finished": float(np.mean(finished)),
-              "seconds": seconds, "tokens_per_s": sum(lengths) / seconds}
-    if keep:
-        result["responses"] = [[] for _ in problems]
-        for i in range(len(samples)):
-            response = {"text": texts[i], "reward": float(scores[i]), "length": lengths[i],
-                        "finished": finished[i]}
-            result["responses"][i // n].append(response)
-    return result
+    return {"problems": len(problems), "n": n, "avg@n": float(np.mean(scores)),
+            "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
+            "length": float(np.mean(lengths)), "finished": float(np.mean(finished)),
+            "tokens_per_s": sum(lengths) / seconds,
+            "responses": [responses[i:i + n] for i in range(0, len(responses), n)]}
 
 
 def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, rows=64, sampler=None):
@@ -509,13 +503,13 @@ def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, rows=64, sampl
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: list[str] = flag(["toy"], f"any of toy, {', '.join(BENCHMARKS)}, JSON(L) files, hf://...")
-    n: int = flag(1, "responses a problem", 1, 10000)
+    n: int = flag(1, "responses a problem", 1)
     temperature: float = flag(0.0, "0 is greedy; Prefix-RFT samples at 0.6 [P]", 0, 100)
     top_p: float = flag(0.95, "nucleus of the sampling distribution [P]", 1e-6, 1)
-    ks: list[int] = flag([1], "pass@k for these k", 1, 10000)
-    max_new_tokens: int = flag(512, "longest response, cut to what the model reads", 1, 10**6)
-    rows: int = flag(64, "responses sampled side by side: more is faster", 1, 10**5)
-    seed: int = flag(0, "of sampling and of the intervals", 0, 2**31)
+    ks: list[int] = flag([1], "pass@k for these k", 1)
+    max_new_tokens: int = flag(512, "longest response, cut to what the model reads", 1)
+    rows: int = flag(64, "responses sampled side by side: more is faster", 1)
+    seed: int = flag(0, "of sampling and of the intervals", 0)
     device: str = flag("auto", "auto, cpu or cuda")
     out: str = flag("runs/eval", "directory for results.json and all responses")
     resume: bool = flag(False, "continue the killed run in --out")
@@ -556,7 +550,7 @@ def main(flags):
     for title, problems in benchmarks.items():
         if title not in report["results"]:
             result = evaluate(model, tokenizer, problems, flags.n, flags.temperature, flags.top_p,
-                              max_new_tokens, flags.seed, flags.ks, sampler=sampler, keep=True)
+                              max_new_tokens, flags.seed, flags.ks, sampler=sampler)
             rows = []
             for problem, responses in zip(problems, result.pop("responses")):
                 rows.append({"problem": problem["problem"], "answer": problem["answer"],

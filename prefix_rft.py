@@ -21,8 +21,7 @@ but of the prefix only the 20 % of tokens at which the model was least sure: the
     old_logp             log-probability under the policy that sampled
 
 The relatives are settings of the same loop: --method sets the flags in its row of METHODS, and what
-you give by hand wins. rft is Dr.GRPO; frozen and static are rows of the paper's ablation table; the
-others follow their own papers.
+you give by hand wins.
 
 Differences from the release, beside --advantage: its entropy clipping looks at a micro-batch and at
 the current policy, ours at the mini-batch and the policy that sampled; no dual clip of 3, no
@@ -80,22 +79,19 @@ def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule
     are a probability that falls from high to low_end in 60 % of the steps, then 0.
     ValueError on another schedule."""
     progress = min(max(step / total_steps, 0.0), 1.0)
-    if schedule == "cosine":
-        return low_end + (low - low_end) * 0.5 * (1 + math.cos(math.pi * progress)), high
-    if schedule == "linear":
-        return low + (low_end - low) * progress, high
-    if schedule == "uniform":
-        return low_end, high
-    if schedule == "full":
-        return 1.0, 1.0
-    if schedule == "none":
-        return 0.0, 0.0
-    if schedule == "binomial":
-        if progress > 0.6:
-            return 0.0, 0.0
+    fall = 0.5 * (1 + math.cos(math.pi * progress))                # from 1 to 0
+    p = 0.0
+    if progress <= 0.6:
         p = low_end + (high - low_end) * 0.5 * (1 + math.cos(math.pi * progress / 0.6))
-        return p, p
-    raise ValueError(f"no schedule {schedule!r}: cosine, linear, uniform, full, binomial or none")
+    windows = {"cosine": (low_end + (low - low_end) * fall, high),
+               "linear": (low + (low_end - low) * progress, high),
+               "uniform": (low_end, high),
+               "full": (1.0, 1.0),
+               "none": (0.0, 0.0),
+               "binomial": (p, p)}
+    if schedule not in windows:
+        raise ValueError(f"no schedule {schedule!r}, there are {', '.join(windows)}")
+    return windows[schedule]
 
 
 def prefix_length(demo_length, low, high, rng):
@@ -248,43 +244,27 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
 
 # ---- one step: the update -----------------------------------------------------------------------
 
-def flat(rollouts, name):
-    """One tensor of several rollouts, end to end: (tokens,)."""
-    return torch.cat([getattr(r, name) for r in rollouts])
-
-
-def by_rollout(rollouts, values):
-    """The other way: (rollout, its part of `values` (tokens,)) pairs."""
-    lengths = [len(r.response) for r in rollouts]
-    return zip(rollouts, values.cpu().split(lengths))
-
-
 def read_rollouts(model, rollouts, flags):
     """logp and entropy of every token of the responses, end to end, under the model as it is."""
     rows = [(r.prompt, r.response) for r in rollouts]
     return response_stats(model, rows, flags.temperature, micro_tokens=flags.micro_tokens)
 
 
-def token_losses(model, rollouts, flags):
-    """The loss of every token of a micro-batch, which tokens are of a prefix, and which the clip
-    holds back: (tokens,) each."""
-    adv = flat(rollouts, "adv").to(model.device)
-    prefix = flat(rollouts, "prefix").to(model.device)
-    logp, _ = read_rollouts(model, rollouts, flags)
-    old_logp = logp.detach()                     # one update a batch: the ratio is 1 without a look
-    if flags.mini_batches > 1:
-        old_logp = flat(rollouts, "old_logp").to(model.device)
-    loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
-    held = loss > -torch.exp(logp - old_logp) * adv
-    if flags.prefix_loss in ("sft", "luffy"):
-        loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
-        held = held & ~prefix
-    return loss, prefix, held
+def flat(rollouts, name):
+    """One tensor of several rollouts, end to end: (tokens,)."""
+    return torch.cat([getattr(r, name) for r in rollouts])
 
 
-def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=False):
+def spread(rollouts, name, values):
+    """The other way: every rollout gets its part of `values` (tokens,)."""
+    lengths = [len(r.response) for r in rollouts]
+    for r, part in zip(rollouts, values.cpu().split(lengths)):
+        setattr(r, name, part)
+
+
+def update(model, optimizer, rollouts, flags, generator=None):
     """Learn from a batch of rollouts in --mini_batches optimizer steps -> metrics. The same for
-    every --micro_tokens, up to rounding. measure_prefix: also the gradient norm of the prefixes."""
+    every --micro_tokens, up to rounding."""
     # 1. What every token is worth: a prefix may have another worth than what the model wrote.
     reward = torch.tensor([r.reward for r in rollouts]).view(-1, flags.n)              # (G, N)
     hybrid = torch.tensor([r.demo_length > 0 for r in rollouts]).view(-1, flags.n)     # (G, N)
@@ -300,13 +280,11 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
     if look:
         with torch.no_grad():
             logp, entropy = read_rollouts(model, look, flags)
-        for r, r_logp in by_rollout(look, logp):
-            r.old_logp = r_logp
-        for r, r_entropy in by_rollout(look, entropy):
-            r.unsure = r_entropy
+        spread(look, "old_logp", logp)
+        spread(look, "unsure", entropy)
 
-    metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "grad_norm_prefix": 0.0,
-               "prefix_kept": 0, "update_tokens": 0, "clipped_tokens": 0}
+    metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "prefix_kept": 0, "update_tokens": 0,
+               "clipped_tokens": 0}
     size = flags.n * math.ceil(len(rollouts) / flags.n / flags.mini_batches)     # whole groups
     for first in range(0, len(rollouts), size):
         mini_batch = rollouts[first:first + size]
@@ -317,25 +295,27 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
         if given and flags.prefix_loss not in ("sft", "luffy"):
             adv = entropy_clip(flat(given, "adv"), flat(given, "prefix"), flat(given, "unsure"),
                                flags.keep, flags.prefix_loss, generator)
-            for r, r_adv in by_rollout(given, adv):
-                r.adv = r_adv
-                metrics["prefix_kept"] += r_adv[:r.prefix_length].count_nonzero().item()
+            spread(given, "adv", adv)
+            metrics["prefix_kept"] += adv[flat(given, "prefix")].count_nonzero().item()
 
+        # 4. Gradients add up over micro-batches; each is divided by the size of the whole step.
         learn = [r for r in mini_batch if r.adv.any()]
         if not learn:
             continue                                                   # every group is of one mind
-        groups = micro_batches([(r.prompt, r.response) for r in learn], flags.micro_tokens)
-        if measure_prefix:
-            for group in groups:
-                loss, prefix, _ = token_losses(model, [learn[i] for i in group], flags)
-                (loss[prefix].sum() / denominator).backward()
-            # A loss that is not finite: the step only measures and clears.
-            metrics["grad_norm_prefix"] += optimizer_step(model, optimizer, flags.lr, math.nan)
-
-        # 4. Gradients add up over micro-batches; each is divided by the size of the whole step.
         step_loss = 0.0
-        for group in groups:
-            loss, _, held = token_losses(model, [learn[i] for i in group], flags)
+        for group in micro_batches([(r.prompt, r.response) for r in learn], flags.micro_tokens):
+            part = [learn[i] for i in group]
+            adv = flat(part, "adv").to(model.device)
+            prefix = flat(part, "prefix").to(model.device)
+            logp, _ = read_rollouts(model, part, flags)
+            old_logp = logp.detach()             # one update a batch: the ratio is 1 without a look
+            if flags.mini_batches > 1:
+                old_logp = flat(part, "old_logp").to(model.device)
+            loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
+            held = loss > -torch.exp(logp - old_logp) * adv
+            if flags.prefix_loss in ("sft", "luffy"):
+                loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
+                held = held & ~prefix
             loss = loss.sum() / denominator
             loss.backward()
             step_loss += loss.item()
@@ -346,40 +326,34 @@ def update(model, optimizer, rollouts, flags, generator=None, measure_prefix=Fal
         metrics["loss"] += step_loss
         metrics["updates"] += 1
         metrics["update_tokens"] += sum(len(r.response) for r in learn)
-    for name in ("loss", "grad_norm", "grad_norm_prefix"):
+    for name in ("loss", "grad_norm"):
         metrics[name] /= max(1, metrics["updates"])
-    if not measure_prefix:
-        del metrics["grad_norm_prefix"]
     return metrics
 
 
 # ---- what is shown and logged -------------------------------------------------------------------
 
 def describe(rollouts):
-    """What a batch of rollouts looked like, for metrics.jsonl: means, or None (null) of nothing."""
-    seen = {"reward": [], "reward_hybrid": [], "prefix_share": [], "entropy": [], "length": [],
-            "overlong": []}
-    tokens = prefix_tokens = 0
+    """What a batch of rollouts looked like, in means; nan is the mean of nothing."""
+    numbers = []
     for r in rollouts:
-        if r.demo_length > 0:
-            seen["reward_hybrid"].append(r.reward)
-            seen["prefix_share"].append(r.prefix_length / r.demo_length)
-        else:
-            seen["reward"].append(r.reward)
-        if r.prefix_length < len(r.response):
-            seen["entropy"].append(r.entropy)
-        seen["length"].append(len(r.response))
-        seen["overlong"].append(not r.finished)
-        prefix_tokens += r.prefix_length
-        tokens += len(r.response) - r.prefix_length
-    row = {"tokens": tokens, "prefix_tokens": prefix_tokens}
-    for name, values in seen.items():
-        row[name] = sum(values) / len(values) if values else None
-    return row
+        numbers.append((r.reward, r.demo_length, r.prefix_length, len(r.response), r.finished,
+                        r.entropy))
+    reward, demo, prefix, length, finished, entropy = torch.tensor(numbers, dtype=torch.double).T
+    hybrid = demo > 0
+    row = {"reward": reward[~hybrid].mean(),
+           "reward_hybrid": reward[hybrid].mean(),
+           "prefix_share": (prefix / demo)[hybrid].mean(),
+           "entropy": entropy[prefix < length].mean(),
+           "length": length.mean(),
+           "overlong": 1 - finished.mean(),
+           "tokens": (length - prefix).sum(),                          # of which a prefix is none
+           "prefix_tokens": prefix.sum()}
+    return {name: value.item() for name, value in row.items()}
 
 
 def show_rollout(tokenizer, rollouts, when):
-    """Print a hybrid rollout, if there is one that taught something and succeeded."""
+    """Print a hybrid rollout, one that taught something and succeeded if there is one."""
     hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
     if not hybrid:
         return
@@ -391,9 +365,9 @@ def show_rollout(tokenizer, rollouts, when):
             words.append("|")
         kept = r.prefix[i] and r.adv[i] != 0
         words.append(f"[{word}]" if kept else word)
-    text = printable(" ".join(words))
     tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote; "
-               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}\n    {text}")
+               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}")
+    tqdm.write("    " + printable(" ".join(words)))
 
 
 # ---- the loop -----------------------------------------------------------------------------------
@@ -431,8 +405,7 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         row = {"low": window_at(step, flags)[0], **describe(rollouts)}
         sampled = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
-        measure = flags.prefix_grad_every > 0 and step % flags.prefix_grad_every == 0
-        row |= update(model, optimizer, rollouts, flags, generator, measure)
+        row |= update(model, optimizer, rollouts, flags, generator)
         updated = time.perf_counter()
         row |= {"rollout_s": sampled - start, "update_s": updated - sampled,
                 "rollout_tokens_per_s": row["tokens"] / (sampled - start),
@@ -457,7 +430,7 @@ class Flags:
     method: Literal[tuple(METHODS)] = flag("prefix_rft", "sets the flags in its row of METHODS")
     schedule: Literal["cosine", "linear", "uniform", "full", "binomial", "none"] = flag(
         "cosine", "how much prefix [P]")
-    hybrids: int = flag(1, "how many of the n rollouts start from one; -1: all [P]", -1, 10**4)
+    hybrids: int = flag(1, "how many of the n rollouts start from one; -1: all [P]", -1)
     hybrid_problems: float = flag(1.0, "on which share of the problems [ours]", 0, 1)
     prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag(
         "top", "what gradient the prefix gets [P]")
@@ -465,21 +438,20 @@ class Flags:
     high: float = flag(0.95, "largest prefix share [P]", 0, 1)
     low_end: float = flag(0.05, "smallest prefix share at the end [P]", 0, 1)
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
-    steps: int = flag(500, "batches of rollouts [P]", 1, 10**9)
-    batch: int = flag(128, "problems in a batch [P]", 1, 10**6)
-    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2, 10**4)
-    mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1, 10**6)
+    steps: int = flag(500, "batches of rollouts [P]", 1)
+    batch: int = flag(128, "problems in a batch [P]", 1)
+    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2)
+    mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
-    clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6, 1e9)
+    clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6)
     temperature: float = flag(1.0, "of the rollouts [P]", 1e-3, 100)
-    max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2, 10**6)
-    rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1, 10**5)
-    micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1, 10**9)
+    max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2)
+    rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1)
+    micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1)
     keep_activations: bool = flag(False, "on a GPU: do not recompute them; faster, 10x the memory")
-    prefix_grad_every: int = flag(0, "steps between looks at the prefix's gradient norm", 0, 10**9)
-    eval_every: int = flag(0, "steps between evaluations; 0: before and after", 0, 10**9)
-    save_every: int = flag(50, "steps between checkpoints", 1, 10**9)
-    seed: int = flag(0, "of everything: toy, order, prefixes, rollouts", 0, 2**31)
+    eval_every: int = flag(0, "steps between evaluations; 0: before and after", 0)
+    save_every: int = flag(50, "steps between checkpoints", 1)
+    seed: int = flag(0, "of everything: toy, order, prefixes, rollouts", 0)
     device: str = flag("auto", "auto, cpu or cuda")
     resume: bool = flag(False, "continue the run in --out")
 

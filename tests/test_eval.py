@@ -99,7 +99,7 @@ def test_evaluation_of_a_known_table(monkeypatch):
     assert result["avg@n"] == result["pass@k"][1] == pytest.approx(5 / 12)
     assert result["pass@k"][2] == pytest.approx((0.5 + 1 + 0) / 3)
     assert result["finished"] == pytest.approx(5 / 12) and result["length"] == pytest.approx(106 / 12)
-    assert result["seconds"] == 2 and result["tokens_per_s"] == 53
+    assert result["tokens_per_s"] == 53
     assert result["ci95"] == ev.interval([1 / 4, 1, 0]) and (result["problems"], result["n"]) == (3, 4)
 
 
@@ -492,7 +492,7 @@ def test_pick_device():
     with pytest.raises(ev.InputError, match="--device"):
         ev.pick_device("tpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ev.InputError, match="no GPU"):
+        with pytest.raises(ev.InputError, match="--device cuda"):
             ev.pick_device("cuda")
 
 
@@ -510,7 +510,7 @@ def test_read_log_cuts_off_half_a_line(tmp_path):
 
 def test_evaluate_adds_up(tiny):
     problems = word_problems(6)
-    how = dict(n=4, temperature=1.0, max_new_tokens=12, keep=True)
+    how = dict(n=4, temperature=1.0, max_new_tokens=12)
     result = ev.evaluate(*tiny, problems, **how, seed=1, ks=(1, 2, 4))
     rows = [r for row in result["responses"] for r in row]
     assert [len(row) for row in result["responses"]] == [4] * 6 and result["problems"] == 6
@@ -529,7 +529,7 @@ def test_every_response_is_scored_against_its_own_problem(tiny, monkeypatch):
     problems = word_problems(4)
     monkeypatch.setattr(tiny[1].__class__, "batch_decode", lambda self, ids, **_: [
         f"\\boxed{{{problems[(i // 2 + i % 2) % 4]['answer']}}}" for i in range(len(ids))])
-    result = ev.evaluate(*tiny, problems, n=2, temperature=1.0, max_new_tokens=2, keep=True)
+    result = ev.evaluate(*tiny, problems, n=2, temperature=1.0, max_new_tokens=2)
     assert len({p["answer"] for p in problems}) == 4
     assert [[r["reward"] for r in row] for row in result["responses"]] == [[1.0, 0.0]] * 4
 
@@ -537,7 +537,7 @@ def test_every_response_is_scored_against_its_own_problem(tiny, monkeypatch):
 def test_evaluate_greedy_is_generate(tiny):
     model, tokenizer = tiny
     problems = word_problems(4)
-    result = ev.evaluate(model, tokenizer, problems, max_new_tokens=10, keep=True)
+    result = ev.evaluate(model, tokenizer, problems, max_new_tokens=10)
     for problem, [response] in zip(problems, result["responses"]):
         ids = torch.tensor([ev.prompt_ids(tokenizer, problem["problem"])])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False)
@@ -566,7 +566,7 @@ def test_a_given_sampler_is_used_and_never_stale(tiny_checkpoint):
     old = Noting(ev.Sampler(model, 2, 200, dtype=torch.bfloat16))
 
     def said(sampler):
-        result = ev.evaluate(model, tokenizer, problems, max_new_tokens=8, sampler=sampler, keep=True)
+        result = ev.evaluate(model, tokenizer, problems, max_new_tokens=8, sampler=sampler)
         return [response["text"] for [response] in result["responses"]]
 
     before, generator = said(old), torch.Generator().manual_seed(1)
@@ -649,7 +649,7 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
     for place in (out, tmp_path / "whole"):
         reports.append(json.loads((place / "results.json").read_text()))
         for result in reports[-1]["results"].values():
-            del result["seconds"], result["tokens_per_s"]
+            del result["tokens_per_s"]
     assert reports[0] == reports[1] and list(reports[0]["results"]) == ["one", "two"]
     for name in ("one.jsonl", "two.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
