@@ -29,6 +29,7 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertF
 import eval as ev
 from bridges import convert
 from conftest import ROOT, word_problems
+from kill import start
 
 GSM8K_TEST = ROOT.parent / "shared" / "data" / "gsm8k_test.jsonl"
 CPU = torch.device("cpu")
@@ -622,21 +623,19 @@ def test_script_two_files(tiny_checkpoint, tmp_path, script):
 
 def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_path, script):
     """Killed when the first benchmark is on disk and the second is not: the first is kept as it is."""
-    data = [jsonl(tmp_path / f"{name}.jsonl", *word_problems(size)) for name, size in [("one", 4), ("two", 60)]]
-    argv = ["--model", tiny_checkpoint, "--data", *data, "--n", 16, "--temperature", 1, "--ks", 1, 16,
+    data = [jsonl(tmp_path / f"{name}.jsonl", *word_problems(size)) for name, size in [("one", 2), ("two", 40)]]
+    argv = ["--model", tiny_checkpoint, "--data", *data, "--n", 8, "--temperature", 1, "--ks", 1, 8,
             "--max_new_tokens", 30, "--rows", 32]
     assert script(*argv, "--out", tmp_path / "whole")[0] == 0
 
     out, file = tmp_path / "killed", tmp_path / "killed" / "one.jsonl"
-    process = subprocess.Popen([sys.executable, str(ROOT / "eval.py"), *map(str, argv), "--out", str(out)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 300
-    while time.time() < deadline and process.poll() is None:
+    process = start("eval", [*argv, "--out", out])
+    while process.is_alive():
         if file.exists() and json.loads((out / "results.json").read_text())["results"]:
             break
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert file.exists() and not (out / "two.jsonl").exists()
     first = file.stat().st_mtime_ns
 
