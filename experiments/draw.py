@@ -33,7 +33,7 @@ DYNAMICS = {
     "entropy, nats": {"": "entropy"},
     "response, tokens": {"": "length"},
     "prefix tokens": {"given": "prefix_tokens", "kept": "prefix_kept"},
-    "gradient norm": {"all": "grad_norm", "of prefixes": "grad_norm_prefix"},
+    "gradient norm": {"": "grad_norm"},
     "share of the demonstration": {"mean": "prefix_share", "at least": "low"},
     "-log p, nats": {"": "nll"},
     "phi, nats": {"": "phi"},

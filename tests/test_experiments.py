@@ -534,8 +534,8 @@ def test_dynamics_of_a_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw.main(tmp_path)
     root = picture((tmp_path / "dynamics.svg").read_text())
-    assert {"reward", "without", "entropy, nats", "given", "kept", "all"} <= set(words(root))
-    assert not {"with prefix", "phi, nats", "of prefixes"} & set(words(root))
+    assert {"reward", "without", "entropy, nats", "given", "kept"} <= set(words(root))
+    assert not {"with prefix", "phi, nats"} & set(words(root))
     with pytest.raises(InputError, match="metrics.jsonl is missing"):
         draw.main(tmp_path / "nothing")
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')

@@ -18,6 +18,7 @@ import idft
 import prefix_rft
 import toy
 from eval import InputError, new_sampler, parse_flags, stop_ids
+from experiments.gradients import gradient
 from prefix_rft import (METHODS, Flags, Rollout, advantages, check, describe, entropy_clip,
                         hint_length, policy_loss, prefix_length, prefix_loss, prefix_window,
                         prepare_problems, sample_rollouts, update)
@@ -394,6 +395,24 @@ def test_mini_batches_are_whole_groups_and_skip_what_teaches_nothing():
         r.reward = 0.0
     moved, metrics = moved_by(model, rollouts, flags(), adamw)
     assert not moved.any() and metrics["updates"] == metrics["grad_norm"] == metrics["loss"] == 0
+
+
+def test_the_gradient_of_prefixes_is_what_frozen_prefixes_lack():
+    """experiments/gradients.py against one backward pass over the prefix tokens alone."""
+    for scale in (1, 100):                                      # unclipped, and clipped to norm 1
+        model, rollouts = small_model(), hand_rollouts()
+        for r in rollouts:
+            r.reward *= scale
+        found = gradient(model, rollouts, flags(), "all")
+        found -= gradient(model, rollouts, flags(), "none")
+        for i, r in enumerate(rollouts):
+            if r.prefix_length > 0:
+                logp = torch.stack([logp for logp, _ in look(model, r, 1.0)[:r.prefix_length]])
+                group = rollouts[i // N * N:][:N]
+                adv = r.reward - sum(other.reward for other in group) / N
+                (-adv * logp.sum() / (len(rollouts) * ROOM)).backward()
+        expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+        assert (found - expected).norm() < 1e-3 * expected.norm() and expected.norm() > 1e-3 * scale
 
 
 def test_a_broken_number_updates_nothing(monkeypatch):
