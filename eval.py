@@ -104,7 +104,7 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
             if others.get(action.dest, action.default) != action.default:
                 action.help += f", {name}: {others[action.dest]}"
         action.help += ")"
-    # whose defaults hold depends on --data and --method, so the line is read twice
+    # Whose defaults hold depends on --data and --method, so the line is read twice
     flags = parser.parse_args(argv)
     if toy_defaults and flags.data == "toy":
         parser.set_defaults(**toy_defaults)
@@ -205,7 +205,7 @@ def read_rows(path):
         for number, row in enumerate(parse_json(text, path), 1):
             rows.append((f"{path} item {number}", row))
     else:
-        # not splitlines: a text may hold U+2028, which ends no line of JSON
+        # Not splitlines: a text may hold U+2028, which ends no line of JSON
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 rows.append((f"{path} line {number}", parse_json(line, path, number)))
@@ -268,7 +268,7 @@ def to_problem(row):
     solution = first_alias(row, "solution")
     answer = first_alias(row, "answer")
 
-    # all are texts, but a problem may be a chat, a solution a list of texts, an answer a number
+    # All are texts, but a problem may be a chat, a solution a list of texts, an answer a number
     if not is_text(problem) and not is_chat(problem):
         raise InputError(f"problem ({'|'.join(ALIASES['problem'])}) must be a text or a chat "
                          f'[{{"role": "user", "content": "..."}}], not {str(problem)[:40]}')
@@ -347,7 +347,7 @@ def load_model(name, device, seed=0):
     except Exception as error:                           # the libraries raise a dozen kinds
         raise InputError(f"--model {name} cannot be loaded: {one_line(error)}") from None
     model = model.to(device).eval()
-    # in a decoder the second token cannot change what is said after the first
+    # In a decoder the second token cannot change what is said after the first
     with torch.no_grad():
         one, other = model(torch.tensor([[0, 0], [0, 1]], device=device)).logits[:, 0].float()
     fault = ""
@@ -387,7 +387,7 @@ def prompt_ids(tokenizer, problem):
         except Exception as error:                       # a template may refuse, say, a system turn
             raise InputError(f"the chat template refuses a prompt: {one_line(error)}") from None
         return tokenizer(text, add_special_tokens=False).input_ids
-    # a base model: the text and a line's end
+    # A base model: the text and a line's end
     ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
     if ids[-1] == tokenizer.eos_token_id:                # some tokenizers close every text
         ids = ids[:-1]
@@ -468,7 +468,7 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
                       top_p=top_p, seed=seed, stop=stop_ids(model, tokenizer))
     seconds = time.perf_counter() - start
 
-    # score: n samples answer a problem
+    # Score: n samples answer a problem
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     scores = rewards(texts, [problem["answer"] for problem in problems for _ in range(n)])
     responses = []
@@ -526,7 +526,7 @@ def main(flags):
     for name in ("out", "resume", "device"):
         del settings[name]
 
-    # a killed run keeps the benchmarks that it has finished, if they are still the same problems
+    # A killed run keeps the benchmarks that it has finished, if they are still the same problems
     report = {"flags": settings, "results": {}}
     if flags.resume:
         report = parse_json((out / "results.json").read_text(), out / "results.json")
@@ -537,7 +537,7 @@ def main(flags):
         if answered != [(p["problem"], p["answer"]) for p in benchmarks[title]]:
             raise InputError(f"--resume: {file} answers other problems, name another --out")
 
-    # one sampler for all benchmarks
+    # One sampler for all benchmarks
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
     prompts = []
     for problems in benchmarks.values():

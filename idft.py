@@ -80,7 +80,8 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
     learn; num_items_in_batch: target tokens of the whole optimizer step, which the Trainer counts
     (None: those of `labels`) -> scalar.
     """
-    targets = labels[:, 1:].to(outputs.logits.device)          # position t predicts token t + 1
+    # Position t predicts token t + 1; only where there is a label is anything learnt.
+    targets = labels[:, 1:].to(outputs.logits.device)          # (B, T-1)
     learn = targets != -100
     logits = outputs.logits[:, :-1][learn]                     # (tokens, V)
     logp, entropy = logp_entropy(logits, targets[learn])       # (tokens,)
@@ -189,10 +190,12 @@ def save_checkpoint(out, model, tokenizer, optimizer, state):
     """<out>/checkpoint: what from_pretrained loads, the optimizer and `state`. It is written beside
     the old one and moved into its place; a kill between the two moves leaves checkpoint.old."""
     new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
+    # Write it whole, where a kill does no harm.
     shutil.rmtree(new, ignore_errors=True)
     model.save_pretrained(new)
     tokenizer.save_pretrained(new)
     torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
+    # Move it into the place of the old one.
     if now.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(now, old)
@@ -278,6 +281,7 @@ def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampl
 def demonstration_rows(model, tokenizer, problems, max_tokens):
     """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or
     to what the model reads. InputError if a prompt alone is longer."""
+    # How much the model can read.
     context = getattr(model.config, "max_position_embeddings", None) or max_tokens
     limit = min(max_tokens, context)
     rows, cut = [], 0
@@ -301,6 +305,7 @@ def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None,
     """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
     bar = tqdm(range(state["step"], flags.steps), desc=flags.loss, leave=False)
     for step in bar:
+        # Everything that changes from step to step follows from its number.
         batch = draw_batch(rows, flags.batch, step, flags.seed)
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
