@@ -1,4 +1,4 @@
-"""experts.py - other demonstrations of the toy's problems: wrong ones, and those of weaker experts."""
+"""experts.py - other demonstrations of the toy's problems: wrong ones, and weaker experts."""
 
 import random
 
