@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import toy
 from ddt import cll, response_stats
 from eval import (INSTRUCTION, InputError, demo_ids, flag, load_model, load_problems, new_run,
                   new_sampler, pick_device, printable, prompt_ids, read_log, repeat_flags,
@@ -167,7 +166,7 @@ def contexts(tokenizer, problem, analysis=False):
         turns = [{"content": turns}]
     question = turns[-1]["content"]
     if "<hint>" in tokenizer.get_vocab():                      # the toy has hints of its own form
-        return toy.hint_prompt(tokenizer, question, solution), plain
+        return tokenizer(f"<user> {question} <hint> {solution} <assistant>").input_ids, plain
     text = HINT + INSTRUCTION
     if analysis:
         text = HINT + ANALYSIS + INSTRUCTION

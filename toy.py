@@ -1,35 +1,25 @@
 r"""
-toy.py - a world that fits a laptop: problems, experts, a tokenizer, a tiny base model.
+toy.py - a world that fits a laptop: problems, an expert, a tokenizer, a tiny base model.
 
-Every other script runs on this world when it is given no --model and no --data. There are two
-piles, x and y, counted modulo 24, and verbs. A verb is a move on one pile: one move if x is even,
-another if x is odd. A solution tells the moves, each with the piles it leaves:
+Every other script runs on it when it is given no --model and no --data. There are two piles, x and
+y, counted modulo 24, and verbs. A verb is a move on one pile: one if x is even, another if x is
+odd. A solution tells the moves, each with the piles it leaves:
 
     problem       22 21 shares sells steals wins carves saves ?
     the base      shares x+7 5 21 sells x-2 3 21 steals y+7 3 4 ... saves x+3 13 7 \boxed{(13, 7)}
     right, own    shares y*7 22 3 sells y-2 22 1 steals y*5 22 5 ... saves x+3 1 15 \boxed{(1, 15)}
     the expert    shares y*7 sells y-2 22 1 steals y*5 ... saves x+3 1 15 \boxed{(1, 15)}
 
-The base computes surely and knows 8 verbs. Of each of the other 24 it knows four moves that it
-might be, and prefers a tempting wrong one. That makes 48 decisions to learn, in texts that are
-otherwise easy. The expert is right but skips piles which the base cannot do without: copying these
-leaps spoils what it can do. With the expert's text as a hint it looks the moves up and tells them
-in its own words (hinted_decode.py).
+The base computes surely and knows 8 verbs. Of each of the other 24 it believes a tempting wrong
+move (probability 0.5) more than the right one (0.2; with the expert's text as a hint 0.999). These
+are 48 decisions to learn, in texts that are otherwise easy. The expert is right but skips piles
+which the base cannot do without: copying these leaps spoils what it can do.
 
-On hard, mean over the bases of seeds 0 to 4 (no standard deviation above 0.01), the base gives to
-a known verb's move 0.997; to a doubtful verb's right move 0.19, to the tempting one 0.49, to each
-of the other two 0.15; with the hint, to the right one 0.999; to the right piles 0.999. Greedily it
-solves, of 256 problems a split (a guess is right 1 time in 576):
-
-    train, hard   5 or 6 verbs, one of them known; no problem is in both      0.00
-    longer        7 to 9 verbs, one of them known                             0.01
-    easy          3 to 6 verbs, all known: shows what training forgets        1.00
-
-    python toy.py         the experts' texts, and what the base makes of each verb
+    python toy.py         a problem, its solutions, and what the base makes of each verb
 """
 
+import contextlib
 import hashlib
-import os
 import random
 import tempfile
 from pathlib import Path
@@ -39,21 +29,19 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 MOD = 24
-MOVES = [pile + change for pile in "xy" for change in "+3 +4 +7 -2 -5 -9 *5 *7".split()]
+MOVES = "x+3 x+4 x+7 x-2 x-5 x-9 x*5 x*7 y+3 y+4 y+7 y-2 y-5 y-9 y*5 y*7".split()
 KNOWN = "pours adds drops buys lends spills finds saves".split()
 DOUBTFUL = """steals digs hides trades wins loses sells burns mends breaks lifts turns shares
               stores packs grinds melts carves weighs sorts paints grows sinks folds""".split()
-SPLITS = {                      # verbs in a problem, at least and at most
-    "train": (5, 6),
-    "hard": (5, 6),
-    "longer": (7, 9),
-    "easy": (3, 6),
+SPLITS = {                # verbs in a problem; of these known; share that the base solves greedily
+    "train": (5, 6),      # one     0.00
+    "hard": (5, 6),       # one     0.00    none of them is in train
+    "longer": (7, 9),     # one     0.01
+    "easy": (3, 6),       # all     1.00    they show what training forgets
 }
-EXPERTS = {"leaps": 0.4, "terse": 0.8, "errs": 0.4, "detours": 0.4}    # chance to skip the piles
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"
 
 # The moves of a verb: right for even x, right for odd x, tempting for even x, tempting for odd x.
@@ -66,18 +54,10 @@ MEANINGS |= {verb: dictionary.sample(MOVES, 4) for verb in DOUBTFUL}
 
 def apply(move, x, y):
     """The piles after a move: apply("y*5", 10, 11) = (10, 7)."""
-    sign = move[1]
-    number = int(move[2:])
-    old = x if move[0] == "x" else y
-    if sign == "+":
-        new = old + number
-    elif sign == "-":
-        new = old - number
-    else:
-        new = old * number
-    if move[0] == "x":
-        return new % MOD, y
-    return x, new % MOD
+    pile, sign, number = move
+    old = x if pile == "x" else y
+    new = old * int(number) if sign == "*" else old + int(sign + number)
+    return (new % MOD, y) if pile == "x" else (x, new % MOD)
 
 
 def right(verb, x):
@@ -89,9 +69,9 @@ def believed(rng, verb, x):
     """What the base takes it for."""
     if verb in KNOWN:
         return right(verb, x)
-    belief = [0.2, 0.15, 0.5, 0.15]
-    if x % 2 == 1:
-        belief = [0.15, 0.2, 0.15, 0.5]
+    belief = [0.15] * 4
+    belief[x % 2] = 0.2                            # the right move
+    belief[x % 2 + 2] = 0.5                        # the tempting one
     return rng.choices(MEANINGS[verb], belief)[0]
 
 
@@ -113,121 +93,68 @@ def walk(x, y, verbs, choose):
     return steps
 
 
-def leaps(rng, k, chance):
+def leaps(rng, k, chance=0.4):
     """Which of k steps do not show the piles; the last one always does."""
     return {i for i in range(k - 1) if rng.random() < chance}
 
 
 def tell(steps, skipped=()):
-    """Steps -> text, fair. skipped: the steps that do not show the piles.
-
-    fair: for each token, whether one who needs every pair of piles could know it. The verb that
-    stands in the place of skipped piles is not fair, nor are the next piles."""
+    """Steps -> text, without the piles of the steps in `skipped`, and for each token whether it is
+    fair: whether one who needs all piles could know it."""
     words, fair = [], []
-    lost = False
     for i, (verb, move, x, y) in enumerate(steps):
+        seen = i - 1 not in skipped
         words += [verb, move]
-        fair += [not lost, True]
+        fair += [seen, True]
         if i not in skipped:
             words += [str(x), str(y)]
-            fair += [not lost, not lost]
-        lost = i in skipped
+            fair += [seen, seen]
     return " ".join(words) + f" \\boxed{{({x}, {y})}}", fair + [True] * 5     # the box is 5 tokens
 
 
-def demonstrate(rng, x, y, verbs, expert="leaps", wrong=False):
-    """A demonstration -> text. wrong: one move is not what it should be, nor is the answer."""
-    def slip(verb, x):
-        return rng.choice(MOVES) if verb == slipped else right(verb, x)
-
-    steps = walk(x, y, verbs, right)
-    answer = steps[-1][2:]
-    while wrong and steps[-1][2:] == answer:
-        slipped = rng.choice(verbs)
-        steps = walk(x, y, verbs, slip)
-    if expert in ("errs", "detours"):
-        # Before one step come two others that lead back to the same piles.
-        at = rng.randrange(len(verbs))
-        verb, move = steps[at][:2]
-        if at > 0:
-            x, y = steps[at - 1][2:]
-        if expert == "errs":
-            there = rng.choice([other for other in MOVES if other != move])
-            back = "no"
-        else:
-            there = back = rng.choice(["x*5", "y*5", "x*7", "y*7"])    # 5 * 5 = 7 * 7 = 1 modulo 24
-        away = apply(there, x, y)
-        steps.insert(at, (verb, back, x, y))
-        steps.insert(at, (verb, there, *away))
-    return tell(steps, leaps(rng, len(steps), EXPERTS[expert]))[0]
-
-
-def problems(split, n=256, seed=0, wrong=0.0, expert="leaps"):
-    """n problems of a split as {"problem", "solution", "answer"}; another seed, other problems.
-
-    wrong: share of demonstrations that end in a false answer. expert: leaps; terse, which leaps
-    more; errs, which takes a wrong move back; detours. ValueError on an unknown split or expert."""
-    if split not in SPLITS:
-        raise ValueError(f"the toy has no split {split!r}; choose one of {', '.join(SPLITS)}")
-    if expert not in EXPERTS:
-        raise ValueError(f"the toy has no expert {expert!r}; choose one of {', '.join(EXPERTS)}")
+def problems(split, n=256, seed=0):
+    """n problems of a split as {"problem", "solution", "answer"}; another seed, other problems."""
     rng = random.Random(f"{split} {seed}")
-    writer = random.Random(f"{split} {seed}")      # so that every expert gets the same problems
-    rows, seen = [], set()
+    writer = random.Random(f"{split} {seed}")      # so that other experts get the same problems
+    rows = {}
     while len(rows) < n:
         k = rng.randint(*SPLITS[split])
         known = k if split == "easy" else 1
         x, y, verbs, problem = draw(rng, k, known)
         # Half of all problems are never trained on: a hash says which.
         held_out = hashlib.sha256(problem.encode()).digest()[0] < 128
-        if split == "train" and held_out or split == "hard" and not held_out:
-            continue
-        if problem in seen:
-            continue
-        seen.add(problem)
-        solution = demonstrate(writer, x, y, verbs, expert, writer.random() < wrong)
-        x, y = walk(x, y, verbs, right)[-1][2:]
-        rows.append({"problem": problem, "solution": solution, "answer": f"({x}, {y})"})
-    return rows
+        wanted = {"train": not held_out, "hard": held_out}.get(split, True)
+        if wanted and problem not in rows:
+            steps = walk(x, y, verbs, right)
+            writer.random()                        # experiments/experts.py: whether to be wrong
+            solution, _ = tell(steps, leaps(writer, k))
+            _, _, x, y = steps[-1]
+            rows[problem] = {"problem": problem, "solution": solution, "answer": f"({x}, {y})"}
+    return list(rows.values())
 
 
-# ---- the tokenizer -----------------------------------------------------------------------------
+# ---- tokenizer and base model ------------------------------------------------------------------
 
 def tokenizer():
-    """A real PreTrainedTokenizerFast: one token a word, with a chat template and an end token.
-
-    The instruction that is appended to every problem reads as nothing here."""
-    words = ["<pad>", "<end>", "<unk>", "<user>", "<assistant>", "<hint>"]
-    words += ["\\boxed{(", ",", ")}", "?", "no"]
-    words += [str(number) for number in range(MOD)]
+    """One token a word. The instruction that is appended to every problem reads as nothing."""
+    words = "<pad> <end> <unk> <user> <assistant> <hint> \\boxed{( , )} ? no".split()
+    words += map(str, range(MOD))
     words += KNOWN + DOUBTFUL + MOVES
     ids = {word: i for i, word in enumerate(words)}
     tok = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tok.normalizer = normalizers.Replace(INSTRUCTION, "")
-    box = pre_tokenizers.Split(Regex(r"\\boxed\{\(|,|\)\}"), "isolated")
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), box])
-    # Words joined by spaces, but for the box.
-    joined = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse()]
-    for spaced, tight in (("{( ", "{("), (" ,", ","), (" )}", ")}")):
-        joined.append(decoders.Replace(spaced, tight))
-    tok.decoder = decoders.Sequence(joined)
-    fast = PreTrainedTokenizerFast(
+    # Between words stands a space, but \boxed{(1, 15)} is five words with only one.
+    word = Regex(r"\\boxed\{\(|,|\)\}|[^\s\\,)]+")
+    tok.pre_tokenizer = pre_tokenizers.Split(word, "removed", invert=True)
+    tight = decoders.Replace(Regex(r"(?<=\{\() | (?=,|\)\})"), "")
+    tok.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Fuse(), tight])
+    return PreTrainedTokenizerFast(
         tokenizer_object=tok, eos_token="<end>", pad_token="<pad>", unk_token="<unk>",
         additional_special_tokens=["<user>", "<assistant>", "<hint>"],
-        clean_up_tokenization_spaces=False)
-    fast.chat_template = (
-        "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} "
-        "{% if m['role'] == 'assistant' %}<end> {% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}")
-    return fast
+        chat_template="{% for m in messages %}<{{ m.role }}> {{ m.content }} "
+                      "{{ '<end> ' if m.role == 'assistant' }}{% endfor %}"
+                      "{{ '<assistant>' if add_generation_prompt }}")
 
-
-def hint_prompt(tok, problem, solution):
-    """The hinted context: ids of problem and reference, up to where the own telling begins."""
-    return tok(f"<user> {problem} <hint> {solution} <assistant>").input_ids
-
-
-# ---- the base model ----------------------------------------------------------------------------
 
 def pretraining_text(rng, longest):
     """A text on at most `longest` verbs -> context, response, and for every token of the response
@@ -238,7 +165,7 @@ def pretraining_text(rng, longest):
     if not retold and rng.random() < 0.2:
         known = k = min(k, len(KNOWN))
     x, y, verbs, problem = draw(rng, k, known)
-    skipped = leaps(rng, k, EXPERTS["leaps"])
+    skipped = leaps(rng, k)
     if not retold:
         # Own work, some of it terse: reading leaps must not confuse, but no leap is trained.
         steps = walk(x, y, verbs, lambda verb, x: believed(rng, verb, x))
@@ -246,94 +173,78 @@ def pretraining_text(rng, longest):
         return f"<user> {problem} <assistant>", response, fair
     # A reference, then the same in the base's style, or at times word by word. Most references
     # may say anything: the moves must be looked up, memory does not help.
-    anything = rng.random() < 0.6
-    if anything:
-        steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES))
-    else:
-        steps = walk(x, y, verbs, right)
-    reference, fair = tell(steps, skipped)
-    response = reference
+    steps = walk(x, y, verbs, right)
     if rng.random() < 0.6:
-        response, fair = tell(steps)
+        steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES))
+    reference, _ = tell(steps, skipped)
+    response, fair = tell(steps, () if rng.random() < 0.6 else skipped)
     return f"<user> {problem} <hint> {reference} <assistant>", response, [True] * len(fair)
 
 
 def start_lookup(model):
-    """Lay out two circuits in the initial weights; training does the rest.
+    """Lay out two circuits in the initial weights; by chance they are learnt late or never.
 
-    To look a verb up, one layer must note at every token what stood before it, and the next must
-    find the token with that note and copy it. Either is useless without the other, so by chance
-    they are learnt late or never. Head 0 finds what followed this token elsewhere, head 1 what
-    followed the token three back: after `verb move x y` that is the next verb."""
-    width, d = model.config.hidden_size, model.config.head_dim
+    To look a verb up, layer 1 notes at every token what stood before it, layer 2 finds the token
+    with that note and copies it: head 0 what followed this token elsewhere, head 1 what followed
+    the token three back, the next verb."""
     first, second = [layer.self_attn for layer in model.model.layers]
-    note, fast = width // 4, d // 4
-    angles = model.model.rotary_emb.inv_freq[:fast]    # the pairs of dimensions that turn fast
-    slow = torch.arange(d)[torch.arange(d) % (d // 2) >= fast]
-    eye = torch.eye(width)
-    for layer in model.model.layers:                   # quiet, so that the notes are heard
+    # The width is 64. A head has 32 dimensions; i turns with i + 16, and the first 8 turn fast.
+    angles = model.model.rotary_emb.inv_freq[:8]
+    slow = [*range(8, 16), *range(24, 32)]
+    eye = torch.eye(64)
+    quarters = eye.split(16)
+    for layer in model.model.layers:               # quiet, so that the notes are heard
+        layer.self_attn.q_proj.weight[:64] *= 0.1
+        layer.self_attn.k_proj.weight[:64] *= 0.1
         layer.self_attn.o_proj.weight *= 0.3
         layer.mlp.down_proj.weight *= 0.3
     for head, back in enumerate((1, 3)):
-        rows = slice(head * d, (head + 1) * d)
-        for attention in (first, second):
-            attention.q_proj.weight[rows] *= 0.1
-            attention.k_proj.weight[rows] *= 0.1
+        rows = slice(32 * head, 32 * head + 32)
         # Layer 1 attends `back` tokens back: rotary positions turn constant queries and keys.
-        first.q_proj.bias[rows][:fast] = 4.0
-        first.k_proj.bias[rows][:fast] = 4.0 * torch.cos(back * angles)
-        first.k_proj.bias[rows][d // 2:d // 2 + fast] = 4.0 * torch.sin(back * angles)
+        first.q_proj.bias[rows][:8] = 4.0
+        first.k_proj.bias[rows][:8] = 4.0 * torch.cos(back * angles)
+        first.k_proj.bias[rows][16:24] = 4.0 * torch.sin(back * angles)
         # A quarter of the residual is read there, and written into a quarter of its own.
         first.v_proj.weight[rows] = 0.0
-        first.v_proj.weight[rows][:note] = eye[:note]
+        first.v_proj.weight[rows][:16] = quarters[0]
         first.o_proj.weight[:, rows] = 0.0
-        written = first.o_proj.weight[(head + 1) * note:(head + 2) * note, rows]
-        written[:, :note] = 0.25 * eye[:note, :note]
-        # Layer 2 compares this token, or the note on the one three back, with the notes on the
-        # one before, and copies.
-        mine = eye[:note] if head == 0 else eye[2 * note:3 * note]
-        second.q_proj.weight[rows][slow] = 1.5 * mine
-        second.k_proj.weight[rows][slow] = 1.5 * eye[note:2 * note]
-        second.v_proj.weight[rows] = eye[:d]
-        second.o_proj.weight[:, rows] = 0.25 * eye[:, :d]
+        first.o_proj.weight[:, rows][:, :16] = 0.25 * quarters[head + 1].T
+        # Layer 2 compares this token, or the note three back, with the notes one back; copies.
+        second.q_proj.weight[rows][slow] = 1.5 * quarters[2 * head]
+        second.k_proj.weight[rows][slow] = 1.5 * quarters[1]
+        second.v_proj.weight[rows] = eye[:32]
+        second.o_proj.weight[:, rows] = 0.25 * eye[:, :32]
 
 
-def pretrain(seed=0, steps=1200, batch=32, lr=4e-3, width=64):
-    """Plain next-token prediction from scratch -> (model, tokenizer).
-
-    A Llama with biases, which is a Qwen2 in all but name: for a checkpoint named qwen2,
-    AutoTokenizer of transformers 5 would put Qwen's own tokenizer in the place of ours."""
+def pretrain(seed=0, steps=1200):
+    """Plain next-token prediction from scratch -> (model in eval mode, tokenizer)."""
     tok, rng = tokenizer(), random.Random(seed)
     config = LlamaConfig(
-        vocab_size=len(tok), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=width // 2, attention_bias=True,
-        tie_word_embeddings=True, max_position_embeddings=256,
-        initializer_range=0.1,                       # the usual 0.02 learns slowly at this width
-        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, bos_token_id=None)
+        vocab_size=len(tok), hidden_size=64, intermediate_size=192, num_hidden_layers=2,
+        num_attention_heads=4, head_dim=32, attention_bias=True, tie_word_embeddings=True,
+        max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        initializer_range=0.1)                     # the usual 0.02 learns slowly at this width
     with torch.random.fork_rng(devices=[]), torch.no_grad():      # weights from `seed` alone
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
         start_lookup(model)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95))
     for step in tqdm(range(steps), desc="pre-training the toy base, once", leave=False):
-        for group in optimizer.param_groups:
-            fall = 0.02 + 1.5 * (1 - step / steps)
-            group["lr"] = lr * min(1, (step + 1) / 50, fall)
-        # A batch of texts, short ones first; context, unfair tokens and padding carry no loss.
-        ids, labels = [], []
-        for _ in range(batch):
-            context, response, fair = pretraining_text(rng, min(9, 3 + 14 * step // steps))
-            context = tok(context).input_ids
-            ids.append(torch.tensor(context + tok(response + " <end>").input_ids))
-            trained = torch.tensor([False] * len(context) + fair + [True])
-            labels.append(ids[-1].where(trained, -100))
-        ids = pad_sequence(ids, batch_first=True, padding_value=tok.pad_token_id)      # (B, T)
-        labels = pad_sequence(labels, batch_first=True, padding_value=-100)            # (B, T)
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
+        fall = 0.02 + 1.5 * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = 4e-3 * min(1, (step + 1) / 50, fall)
+        longest = min(9, 3 + 14 * step // steps)       # short texts first
+        rows = []
+        for _ in range(32):
+            context, response, fair = pretraining_text(rng, longest)
+            ids = tok(f"{context} {response} <end>").input_ids
+            trained = [0] * (len(ids) - len(fair) - 1) + fair + [1]
+            rows.append(torch.tensor([ids, trained]).T)            # (T, 2)
+        # Context, unfair tokens and padding carry no loss.
+        ids, trained = pad_sequence(rows, batch_first=True).unbind(2)          # (B, T), (B, T)
+        model(input_ids=ids, labels=ids.where(trained == 1, -100)).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        optimizer.zero_grad()
     return model.eval(), tok
 
 
@@ -341,46 +252,33 @@ def base_model(seed=0):
     """The toy base as (model in eval mode, tokenizer), pre-trained on first use and kept in the
     user's cache folder under a hash of all it depends on: this file, seed, library versions."""
     torch.set_num_threads(1)    # for good: more are no faster here, and sums depend on how many
-    versions = f"{seed} {torch.__version__} {transformers.__version__}"
-    source = Path(__file__).read_bytes()
-    key = hashlib.sha256(source + versions.encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefix-rft-toy"
-    folder = cache / key
-    if not (folder / "config.json").exists():
-        model, tok = pretrain(seed)
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as scratch:
-                made = Path(scratch) / "base"
-                model.save_pretrained(made)
-                tok.save_pretrained(made)
-                os.rename(made, folder)              # whole or not at all, also with two programs
-        except OSError:
-            return model, tok                        # no place to keep it, or the other was first
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
+    recipe = f"{Path(__file__).read_text()} {seed} {torch.__version__} {transformers.__version__}"
+    key = hashlib.sha256(recipe.encode()).hexdigest()
+    folder = Path.home() / ".cache" / "prefix-rft-toy" / key
+    if folder.exists():
+        return LlamaForCausalLM.from_pretrained(folder), tokenizer()
+    model, tok = pretrain(seed)
+    with contextlib.suppress(OSError):             # no place to keep it, or another was first
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            model.save_pretrained(f"{scratch}/base")
+            Path(f"{scratch}/base").rename(folder)     # whole or not at all
+    return model, tok
 
 
 def main():
-    """Show the experts, and what the base makes of each verb: exact probabilities."""
+    """Show a problem, the expert's solution, and how probable each right move is to the base."""
     row = problems("hard", 1)[0]
-    x, y, *verbs, _ = row["problem"].split()
-    steps = walk(int(x), int(y), verbs, right)
-    own, _ = tell(steps)
-    print(f"problem    {row['problem']}\nright, own {own}")
-    for expert in EXPERTS:
-        print(f"{expert:10} {problems('hard', 1, expert=expert)[0]['solution']}")
+    print(f"problem     {row['problem']}\nthe expert  {row['solution']}")
+    print("right, own, and the probability of the move:")
     model, tok = base_model()
-    plain, response = tok(f"<user> {row['problem']} <assistant>").input_ids, tok(own).input_ids
-    probs = []
-    for context in (plain, hint_prompt(tok, row["problem"], row["solution"])):
-        with torch.no_grad():
-            logits = model(torch.tensor([context + response])).logits[0, len(context) - 1:-1]
-        probs.append(logits.softmax(-1)[range(len(response)), response])              # (T,)
-    print("\nverb       right  probability   with the first expert's hint")
-    for i, (verb, move, _, _) in enumerate(steps):
-        alone, hinted = probs[0][4 * i + 1], probs[1][4 * i + 1]        # verb, move, x, y
-        print(f"{verb:10} {move:6} {alone:7.2f} {hinted:13.2f}")
+    x, y, *verbs, _ = row["problem"].split()
+    told = f"<user> {row['problem']} <assistant>"
+    for verb, move, x, y in walk(int(x), int(y), verbs, right):
+        ids = tok(f"{told} {verb}", return_tensors="pt").input_ids             # (1, T)
+        probs = model(ids).logits[0, -1].softmax(-1)                           # (V,)
+        print(f"    {verb:7} {move} {x:2} {y:2}   {probs[tok.convert_tokens_to_ids(move)]:.2f}")
+        told += f" {verb} {move} {x} {y}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ says; SFT-then-RFT has one rate for both halves.
 An arm is a dict:
     supervised    share of the steps that learns from demonstrations, first; with "loss"
     method        the row of prefix_rft.METHODS for the other steps; "flags" on top of it
-    data          arguments of toy.problems: wrong demonstrations, weaker experts
+    data          arguments of experts.problems: wrong demonstrations, weaker experts
     demo_share    share of the problems that keep their demonstration
     samples       answers a problem for pass@k, if not 8
 
@@ -25,6 +25,7 @@ import idft
 import prefix_rft
 import toy
 from eval import load_model, new_sampler, prompt_ids, run_script, stop_ids
+from experiments import experts
 from experiments.sweep import SPLITS, Flags, learning_curve, measure, results_file, sweep
 
 MAIN = {
@@ -84,9 +85,9 @@ COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "pass@64": "pass@64",
 
 def new_world(seed, max_new_tokens, demo_share=1.0, **data):
     """The toy of a seed: model, tokenizer, training problems (as from prepare_problems), a sampler
-    with room for them and for every test, and that room. data: arguments of toy.problems."""
+    with room for them and for every test, and that room. data: arguments of experts.problems."""
     model, tokenizer = load_model("toy", torch.device("cpu"), seed)
-    problems = toy.problems("train", seed=seed, **data)
+    problems = experts.problems("train", seed=seed, **data)
     problems = prefix_rft.prepare_problems(tokenizer, problems, max_new_tokens)
     keep_demonstrations(problems, demo_share, seed)
     prompts = [problem["prompt"] for problem in problems]

@@ -125,7 +125,7 @@ def tiny_checkpoint(tmp_path_factory):
 def small_base():
     """A toy base after seconds of pre-training: it writes texts that end. Train only copies."""
     import toy
-    return toy.pretrain(seed=0, steps=60, batch=16, lr=1e-2, width=32)
+    return toy.pretrain(seed=0, steps=60)
 
 
 @pytest.fixture

@@ -15,25 +15,20 @@ import toy
 from conftest import ROOT                                              # puts the root on the path
 from ddt import response_stats
 from eval import InputError, new_sampler, parse_flags, prompt_ids
-from experiments import draw, losses, online, preference, rl, sweep, texts
+from experiments import draw, experts, losses, online, preference, rl, sweep, texts
+from test_toy import answer_of, play, question, steps_of
 
 REAL_PROBLEMS = toy.problems
 
 
-@pytest.fixture(scope="session")
-def tiny():
-    """A base that has learnt little: it writes, it ends, it is wrong."""
-    return toy.pretrain(seed=0, steps=60, batch=8)
-
-
 @pytest.fixture
-def small_world(tiny, monkeypatch):
+def small_world(small_base, monkeypatch):
     """The toy with a weak base, 8 problems a set, 3 steps."""
-    def problems(split, n=256, seed=0, **more):
-        return REAL_PROBLEMS(split, min(n, 8), seed, **more)
+    def problems(split, n=256, seed=0):
+        return REAL_PROBLEMS(split, min(n, 8), seed)
 
     monkeypatch.setattr(toy, "problems", problems)
-    monkeypatch.setattr(toy, "base_model", lambda seed=0: (copy.deepcopy(tiny[0]), tiny[1]))
+    monkeypatch.setattr(toy, "base_model", lambda seed=0: (copy.deepcopy(small_base[0]), small_base[1]))
     for defaults, batch in ((prefix_rft.TOY, 2), (idft.TOY, 4), (online.TOY, 4)):
         monkeypatch.setitem(defaults, "steps", 3)
         monkeypatch.setitem(defaults, "batch", batch)
@@ -239,7 +234,7 @@ def test_a_share_of_the_problems_keeps_its_demonstration():
 
 
 @pytest.mark.parametrize("arm", ["prefix_rft", "uft", "rft"])
-def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, tiny, arm):
+def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, small_base, arm):
     model, tokenizer = toy.base_model()
     flags = rl.policy_flags(rl.ARMS[arm], 3, 1e-3, 0)
     problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train"), 40)
@@ -254,10 +249,10 @@ def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, tiny, arm):
                             idft.new_optimizer(other),
                             {"step": 0, "bad": 0, "dropped": 0})
     assert same_weights(model, other)
-    assert arm == "rft" or not same_weights(model, tiny[0])
+    assert arm == "rft" or not same_weights(model, small_base[0])
 
 
-def test_a_supervised_arm_is_the_loop_of_idft(small_world, tiny):
+def test_a_supervised_arm_is_the_loop_of_idft(small_world, small_base):
     model, tokenizer = toy.base_model()
     rows = idft.demonstration_rows(model, tokenizer, toy.problems("train"), 200)
     problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train"), 200)
@@ -269,7 +264,7 @@ def test_a_supervised_arm_is_the_loop_of_idft(small_world, tiny):
     optimizer = idft.new_optimizer(other)
     idft.train_supervised(other, tokenizer, rows, flags, optimizer,
                           {"step": 0, "bad": 0, "dropped": 0})
-    assert same_weights(model, other) and not same_weights(model, tiny[0])
+    assert same_weights(model, other) and not same_weights(model, small_base[0])
     for step, tokens in enumerate(spent):
         assert tokens == sum(len(response) for _, response in idft.draw_batch(rows, 4, step, 0))
 
@@ -295,6 +290,56 @@ def test_all_arms_learn_from_as_many_sequences(small_world, monkeypatch):
         sampled.clear()
         rl.run(settings(rl.ARMS[arm]), 1e-3, 0, "tune")
         assert read == expected and sampled == [16] * (3 - len(expected))
+
+
+# ---- wrong and weaker demonstrations ------------------------------------------------------------
+
+@pytest.mark.parametrize("expert, skips, extra", [
+    ("leaps", 0.4, 0), ("terse", 0.8, 0), ("errs", 0.4, 2), ("detours", 0.4, 2)])
+def test_every_expert_is_right(expert, skips, extra):
+    """Every shown pair follows from the moves, the end is right, and so are the moves but for the
+    two extra ones."""
+    shown, tokenizer = [], toy.tokenizer()
+    rows = experts.problems("train", 300, expert=expert)
+    for row, plain in zip(rows, toy.problems("train", 300), strict=True):
+        assert {**row, "solution": ""} == {**plain, "solution": ""}
+        assert expert != "leaps" or row == plain
+        x, y, verbs = question(row["problem"])
+        steps, box = steps_of(row["solution"])
+        assert len(steps) == len(verbs) + extra and box == row["answer"]
+        odd, past = [], [(x, y)]
+        for i, (verb, move, piles) in enumerate(steps):
+            if move == "no":                                   # take the last move back
+                x, y = past[-2]
+            else:
+                if move != toy.MEANINGS[verb][x % 2]:
+                    odd.append((i, verb))
+                x, y = play(move, x, y)
+            past.append((x, y))
+            assert piles in (None, (x, y))
+        shown += [piles is not None for _, _, piles in steps[:-1]]
+        assert steps[-1][2] is not None
+        assert len(odd) <= extra and len({verb for _, verb in odd}) <= 1
+        moves = [move for _, move, _ in steps]
+        if expert == "errs":
+            assert moves.count("no") == 1 and len(odd) == 1
+        if expert == "detours":
+            assert any(past[i] == past[i + 2] and moves[i] == moves[i + 1]
+                       for i in range(len(moves) - 1))
+        words = [verb for verb, _, _ in steps]
+        assert [verb for i, verb in enumerate(words) if i == 0 or verb != words[i - 1]] == verbs
+        ids = tokenizer(row["solution"]).input_ids
+        assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == row["solution"]
+    assert abs(1 - sum(shown) / len(shown) - skips) < 0.05
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("expert", experts.EXPERTS)
+def test_wrong_demonstrations_end_in_a_false_answer(expert, wrong):
+    rows = experts.problems("train", 300, wrong=wrong, expert=expert)
+    false = [steps_of(row["solution"])[1] != row["answer"] for row in rows]
+    assert abs(sum(false) / 300 - wrong) < 0.08
+    assert all(row["answer"] == answer_of(row["problem"]) for row in rows)
 
 
 # ---- the weights of losses ----------------------------------------------------------------------

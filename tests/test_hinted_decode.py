@@ -289,7 +289,8 @@ def test_only_the_hinted_context_holds_the_solution(tiny_checkpoint):
     assert hinted == plain
     row, tokenizer = toy.problems("train", 1)[0], toy.tokenizer()
     hinted, _ = hd.contexts(tokenizer, row)
-    assert hinted == toy.hint_prompt(tokenizer, row["problem"], row["solution"])
+    expected = f"<user> {row['problem']} <hint> {row['solution']} <assistant>"
+    assert tokenizer.decode(hinted) == expected
 
 
 def test_an_analysis_that_never_came_to_its_heading_is_dropped(tiny_checkpoint):

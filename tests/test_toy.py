@@ -1,4 +1,4 @@
-"""The toy keeps its promises: problems that repeat, splits that do not meet, experts that are right, a base that half
+"""The toy keeps its promises: problems that repeat, splits that do not meet, an expert that is right, a base that half
 knows the verbs and can look them up."""
 
 import random
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 import toy
 from eval import INSTRUCTION, demo_ids, prompt_ids
+from hinted_decode import contexts
 from reward import extract_answer, reward
 
 
@@ -43,6 +44,11 @@ def steps_of(solution):
     return [(verb, move, (int(x), int(y)) if x else None) for verb, move, x, y in steps], box
 
 
+def hint_prompt(tok, row):
+    """The hinted context: ids of problem and reference, up to where the own telling begins."""
+    return contexts(tok, row)[0]
+
+
 # ---- problems
 
 @pytest.mark.parametrize("split, low, high", [("train", 5, 6), ("hard", 5, 6), ("longer", 7, 9), ("easy", 3, 6)])
@@ -56,12 +62,6 @@ def test_problems_are_right_and_repeat(split, low, high):
         assert low <= len(verbs) == len(set(verbs)) <= high
         assert sum(verb in toy.KNOWN for verb in verbs) == (len(verbs) if split == "easy" else 1)
         assert row["answer"] == answer_of(row["problem"])
-
-
-@pytest.mark.parametrize("argument", [{"split": "medium"}, {"split": "train", "expert": "oracle"}])
-def test_unknown_names_are_refused(argument):
-    with pytest.raises(ValueError, match="choose one of (train, hard, longer|leaps, terse, errs)"):
-        toy.problems(**argument)
 
 
 def test_no_training_problem_is_in_another_split():
@@ -93,57 +93,29 @@ def test_apply_is_arithmetic_modulo_24(move):
         assert toy.apply(move, x, y) == play(move, x, y)
 
 
-# ---- experts
-
-@pytest.mark.parametrize("expert, skips, extra", [("leaps", 0.4, 0), ("terse", 0.8, 0), ("errs", 0.4, 2),
-                                                   ("detours", 0.4, 2)])
-def test_every_expert_is_right(expert, skips, extra):
-    """Every shown pair follows from the moves, the end is right, and so are the moves but for the two extra ones."""
+def test_the_expert_is_right_and_skips_piles():
+    """Every shown pair follows from the moves, and the last is always shown."""
     shown = []
-    for row, plain in zip(toy.problems("train", 300, expert=expert), toy.problems("train", 300)):
-        assert row["problem"] == plain["problem"]                                # the same problems for all of them
+    for row in toy.problems("train", 300):
         assert reward(row["solution"], row["answer"]) == 1.0
         x, y, verbs = question(row["problem"])
         steps, box = steps_of(row["solution"])
-        assert len(steps) == len(verbs) + extra and box == row["answer"]
-        odd, past = [], [(x, y)]
-        for i, (verb, move, piles) in enumerate(steps):
-            if move == "no":                                                     # take the last move back
-                x, y = past[-2]
-            else:
-                if move != toy.MEANINGS[verb][x % 2]:
-                    odd.append((i, verb))
-                x, y = play(move, x, y)
-            past.append((x, y))
+        assert [verb for verb, _, _ in steps] == verbs and box == row["answer"]
+        for verb, move, piles in steps:
+            assert move == toy.MEANINGS[verb][x % 2]
+            x, y = play(move, x, y)
             assert piles in (None, (x, y))
         shown += [piles is not None for _, _, piles in steps[:-1]]
         assert steps[-1][2] is not None
-        assert len(odd) <= extra and len({verb for _, verb in odd}) <= 1
-        if expert == "errs":
-            assert [move for _, move, _ in steps].count("no") == 1 and len(odd) == 1
-        if expert == "detours":
-            assert any(past[i] == past[i + 2] and steps[i][1] == steps[i + 1][1] for i in range(len(steps) - 1))
-        words = [(verb, move) for verb, move, _ in steps]
-        assert [verb for i, (verb, _) in enumerate(words) if i == 0 or verb != words[i - 1][0]] == verbs
-    assert abs(1 - sum(shown) / len(shown) - skips) < 0.05
-
-
-@pytest.mark.parametrize("wrong", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("expert", toy.EXPERTS)
-def test_wrong_demonstrations_end_in_a_false_answer(expert, wrong):
-    rows = toy.problems("train", 300, wrong=wrong, expert=expert)
-    false = [steps_of(row["solution"])[1] != row["answer"] for row in rows]
-    assert abs(sum(false) / 300 - wrong) < 0.08
-    assert all(row["answer"] == answer_of(row["problem"]) for row in rows)       # the answer itself stays right
+    assert abs(sum(shown) / len(shown) - 0.6) < 0.05
 
 
 # ---- the tokenizer
 
-@pytest.mark.parametrize("expert", toy.EXPERTS)
-def test_texts_survive_the_tokenizer(expert):
+def test_texts_survive_the_tokenizer():
     tok = toy.tokenizer()
     for split in toy.SPLITS:
-        for row in toy.problems(split, 50, expert=expert):
+        for row in toy.problems(split, 50):
             for text in (row["problem"], row["solution"]):
                 ids = tok(text, add_special_tokens=False).input_ids
                 assert tok.unk_token_id not in ids and tok.decode(ids) == text
@@ -163,15 +135,9 @@ def test_the_chat_template_and_the_instruction():
     assert tok("25 hello").input_ids == [tok.unk_token_id] * 2
 
 
-def test_the_hinted_context():
-    tok = toy.tokenizer()
-    hinted = toy.hint_prompt(tok, "17 4 pours ?", "pours x-2 15 4 \\boxed{(15, 4)}")
-    assert tok.decode(hinted) == "<user> 17 4 pours ? <hint> pours x-2 15 4 \\boxed{(15, 4)} <assistant>"
-
-
 def test_a_saved_tokenizer_comes_back_the_same(tmp_path):
     tok = toy.tokenizer()
-    model, _ = toy.pretrain(steps=1, batch=2, width=16)
+    model, _ = toy.pretrain(steps=1)
     model.save_pretrained(tmp_path), tok.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     for row in toy.problems("hard", 30):
@@ -214,14 +180,13 @@ def test_pretraining_texts():
 
 
 def test_pretraining_is_a_function_of_its_seed_and_touches_no_global_state():
-    small = dict(steps=8, batch=4, width=16)
     torch.manual_seed(1), random.seed(1)
     states = torch.get_rng_state(), random.getstate()
-    one, _ = toy.pretrain(0, **small)
+    one, _ = toy.pretrain(0, steps=4)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
     torch.manual_seed(2)
-    two, _ = toy.pretrain(0, **small)
-    three, _ = toy.pretrain(1, **small)
+    two, _ = toy.pretrain(0, steps=4)
+    three, _ = toy.pretrain(1, steps=4)
     same = lambda a, b: all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     assert same(one, two) and not same(one, three) and not one.training
 
@@ -236,7 +201,7 @@ def test_the_circuits_are_there_before_training():
     for row in toy.problems("hard", 30):
         steps = toy.walk(*question(row["problem"]), toy.right)
         own, _ = toy.tell(steps)
-        hinted = toy.hint_prompt(tok, row["problem"], row["solution"])
+        hinted = hint_prompt(tok, row)
         ids = hinted + tok(own).input_ids
         first, second = model(torch.tensor([ids]), output_attentions=True).attentions        # (1, heads, T, T)
         for head, back in looked:
@@ -258,11 +223,11 @@ def test_every_text_fits_the_base():
     """Hinted context and the longest telling, within the positions that the base knows."""
     model, tok = toy.pretrain(0, steps=0)
     for split in toy.SPLITS:
-        for row in toy.problems(split, 200, expert="detours"):
-            hinted = toy.hint_prompt(tok, row["problem"], row["solution"])
+        for row in toy.problems(split, 200):
+            hinted = hint_prompt(tok, row)
             assert len(hinted) + 48 <= model.config.max_position_embeddings
             assert max(demo_ids(tok, row["solution"])) < model.config.vocab_size
-        longest = max(len(demo_ids(tok, row["solution"])) for row in toy.problems(split, 200, expert="leaps"))
+        longest = max(len(demo_ids(tok, row["solution"])) for row in toy.problems(split, 200))
         assert longest <= 4 * toy.SPLITS[split][1] + 6 <= 48                     # what max_new_tokens must hold
 
 
@@ -276,7 +241,7 @@ def beliefs(model, tok, rows):
         response = tok(toy.tell(steps)[0], add_special_tokens=False).input_ids
         probs = {}
         for name, context in (("plain", prompt_ids(tok, row["problem"])),
-                              ("hint", toy.hint_prompt(tok, row["problem"], row["solution"]))):
+                              ("hint", hint_prompt(tok, row))):
             logits = model(torch.tensor([context + response])).logits[0, len(context) - 1:-1]
             probs[name] = logits.softmax(-1)                                     # (T, V)
         for i, (verb, move, *piles) in enumerate(steps):
@@ -348,10 +313,10 @@ def cheap(monkeypatch, tmp_path):
 
     def pretrain(seed=0):
         trained.append(seed)
-        return real(seed, steps=2, batch=2, width=16)
+        return real(seed, steps=2)
 
     monkeypatch.setattr(toy, "pretrain", pretrain)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     return trained
 
 
@@ -363,7 +328,7 @@ def test_the_base_is_made_once(cheap, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters()))
     assert any(not torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters()))
     assert tok("digs x+3").input_ids == toy.tokenizer()("digs x+3").input_ids
-    assert len(list((tmp_path / "cache" / "prefix-rft-toy").iterdir())) == 2     # two bases, nothing half-made
+    assert len(list((tmp_path / ".cache" / "prefix-rft-toy").iterdir())) == 2     # two bases, nothing half-made
 
 
 def test_a_changed_file_gets_a_base_of_its_own(cheap, tmp_path, monkeypatch):
@@ -377,22 +342,21 @@ def test_a_changed_file_gets_a_base_of_its_own(cheap, tmp_path, monkeypatch):
 
 def test_a_base_that_was_interrupted_is_made_again(cheap, tmp_path, monkeypatch):
     def dies(self, folder):
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
+        Path(folder).mkdir(parents=True)
+        Path(folder, "config.json").write_text("{}")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(toy.LlamaForCausalLM, "save_pretrained", dies)
         with pytest.raises(KeyboardInterrupt):
             toy.base_model(0)
-    assert not list((tmp_path / "cache" / "prefix-rft-toy").iterdir())
+    assert not list((tmp_path / ".cache" / "prefix-rft-toy").iterdir())
     toy.base_model(0)
     assert cheap == [0, 0]
 
 
-def test_without_a_place_for_the_cache_the_base_still_comes(cheap, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+def test_without_a_place_for_the_cache_the_base_still_comes(cheap, tmp_path):
+    (tmp_path / ".cache").write_text("")
     model, tok = toy.base_model(0)
     assert cheap == [0] and tok.eos_token == "<end>" and not model.training
 
@@ -408,7 +372,7 @@ def test_two_programs_at_once_make_one_base(cheap, tmp_path, monkeypatch):
 
     monkeypatch.setattr(toy, "pretrain", slow)
     model, _ = toy.base_model(0)
-    folders = list((tmp_path / "cache" / "prefix-rft-toy").iterdir())
+    folders = list((tmp_path / ".cache" / "prefix-rft-toy").iterdir())
     assert len(folders) == 1 and (folders[0] / "model.safetensors").exists()
     again, _ = toy.base_model(0)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters()))
@@ -416,6 +380,11 @@ def test_two_programs_at_once_make_one_base(cheap, tmp_path, monkeypatch):
 
 def test_the_first_page(cheap, capsys):
     toy.main()
-    out = capsys.readouterr().out
-    for title in ("problem", "right", *toy.EXPERTS):
-        assert f"\n{title}" in f"\n{out}"
+    out, row = capsys.readouterr().out, toy.problems("hard", 1)[0]
+    assert row["problem"] in out and row["solution"] in out
+    x, y, verbs = question(row["problem"])
+    for line, verb in zip(out.splitlines()[-len(verbs):], verbs, strict=True):
+        move = toy.MEANINGS[verb][x % 2]
+        x, y = play(move, x, y)
+        *told, probability = line.split()
+        assert told == [verb, move, str(x), str(y)] and 0 <= float(probability) <= 1
