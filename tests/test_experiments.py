@@ -506,10 +506,13 @@ def test_a_preference_step_prefers(pairs):
 # ---- every comparison runs ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("module, arms", [
-    (rl, ["base", "sft_rft", "prefix_rft, terse expert"]),
+    (rl, ["base", "sft_rft, terse expert"]),
     (losses, ["phi > -3", "dpo"]), (texts, ["raw, sft", "online, idft"])])
 def test_a_comparison_at_tiny_size(small_world, tmp_path, capsys, monkeypatch, module, arms):
     monkeypatch.setattr(sweep, "LOOK_EVERY", 2)
+    monkeypatch.setitem(rl.ARMS["base"], "samples", 8)
+    tune = sweep.tune
+    monkeypatch.setattr(sweep, "tune", lambda *job: tune(*job[:-1], job[-1][:2]))     # two rates
     argv = ["--arms", *arms, "--seeds", "1", "--results", str(tmp_path)]
     module.main(parse_flags(sweep.Flags, argv))
     table = capsys.readouterr().out.split("\n\n")[-1]
