@@ -7,7 +7,6 @@ A token of probability 0.01 is no surprise where the model hesitates between a h
 great one where it is sure. So phi compares its log-probability with what the model expects of its
 own token, minus the entropy: in the model's own text phi is zero on average.
 
-    code          paper
     logp          log p(y_t), of the token that stands there, in nats
     entropy       H[p_t] = -sum_v p_t(v) log p_t(v), in nats
     phi           centered log-likelihood (CLL): log p(y_t) + H[p_t]
@@ -22,7 +21,6 @@ distribution" holds only at equal entropy. Left out: the paper's derivation.
     python ddt.py --model Qwen/Qwen2.5-0.5B-Instruct --data train.jsonl --problems 128
 """
 
-import contextlib
 import math
 from dataclasses import dataclass
 
@@ -44,7 +42,7 @@ CHUNK = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
 def logp_entropy(logits, targets):
     """logits (..., V), targets (...) int64 -> log p(y) and H[p] in nats, each (...), float32 and
-    differentiable (once). Exact at any scale of the logits, -inf among them included."""
+    differentiable (once). Exact at any scale of the logits, also with -inf among them."""
     log_p = logits.log_softmax(-1, dtype=torch.float32)
     logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
     # H = -sum p log p, and xlogy knows that 0 log 0 = 0. The gradient goes through p alone:
@@ -69,15 +67,15 @@ def varentropy(logits):
 
 
 def sequence_test(phi, varentropy, mask):
-    """Could the model have written this sequence? z = sum phi / sqrt(sum V), two-sided p.    [ours]
-
-    phi, varentropy (B, T); mask (B, T), True on the tokens to test -> z (B,), p (B,). If the model
-    drew the tokens, sum phi is a martingale whose variance is sum V: z tends to a standard normal.
-    Where nothing surprises and nothing is uncertain, z = 0 and p = 1."""
+    """Could the model have written this sequence? phi, varentropy (B, T); mask (B, T), True on the
+    tokens to test -> z (B,), two-sided p (B,). If the model drew the tokens, sum phi is a
+    martingale of variance sum V, and z tends to a standard normal. Total certainty: z = 0.  [ours]
+    """
     total = torch.where(mask.bool(), phi, 0).sum(-1)
     variance = torch.where(mask.bool(), varentropy, 0).sum(-1)
     z = torch.where(total == 0, 0, total / variance.sqrt())
-    return z, torch.erfc(z.abs() / 2 ** 0.5)
+    p = torch.erfc(z.abs() / 2 ** 0.5)
+    return z, p
 
 
 def all_stats(logits, targets):
@@ -107,7 +105,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
 
     wanted = mask[:, 1:] & mask[:, :-1]                                    # (B, T-1)
     if want is not None:
-        wanted &= want[:, 1:].bool()
+        wanted &= want[:, 1:]
     hidden = output.last_hidden_state[:, :-1][wanted]                      # (N, D)
     targets = ids[:, 1:][wanted]                                           # (N,)
 
@@ -132,10 +130,11 @@ def find_backbone(model):
     """The part of a causal language model below its output head. ValueError if there is none."""
     backbone = model.get_decoder()
     if backbone is model:       # not known for this architecture: then it is the innermost model
-        backbone = [part for part in model.modules() if isinstance(part, PreTrainedModel)][-1]
+        for part in model.modules():
+            if isinstance(part, PreTrainedModel):
+                backbone = part
     if backbone is model or model.get_output_embeddings() is None:
-        raise ValueError(f"token_stats needs a causal language model with an output head, "
-                         f"{type(model).__name__} has none")
+        raise ValueError(f"token_stats: {type(model).__name__} has no backbone below a head")
     return backbone
 
 
@@ -159,9 +158,7 @@ def head(model, backbone, hidden, Output):
 
 def precision(device):
     """bf16 arithmetic on a GPU; weights stay float32, since in bf16 a step of 1e-6 is lost."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16)
-    return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def micro_batches(rows, micro_tokens):
@@ -178,14 +175,15 @@ def micro_batches(rows, micro_tokens):
 
 
 def pad_rows(rows, device):
-    """(prompt ids, response ids) pairs -> (B, T) each, padded on the right: ids; mask, True on real
-    tokens; response, True on those of the response."""
+    """(prompt ids, response ids) pairs -> ids, mask (real tokens), response (those of the
+    response), each (B, T), padded on the right."""
     ids, mask, response = [], [], []
     for prompt, text in rows:
         ids.append(torch.tensor(prompt + text))
         mask.append(torch.ones_like(ids[-1], dtype=torch.bool))
         response.append(mask[-1].cumsum(0) > len(prompt))
-    return [pad_sequence(rows, batch_first=True).to(device) for rows in (ids, mask, response)]
+    padded = [pad_sequence(column, batch_first=True) for column in (ids, mask, response)]
+    return [column.to(device) for column in padded]
 
 
 def response_stats(model, rows, temperature=1.0, stats=logp_entropy, micro_tokens=16384):
@@ -209,7 +207,9 @@ def response_stats(model, rows, temperature=1.0, stats=logp_entropy, micro_token
 def text_statistics(logp, entropy, varentropy):
     """The numbers of one text: all arguments (tokens,) -> {name: number}, means over its tokens."""
     phi = cll(logp, entropy)
-    numbers = {"tokens": float(len(phi)), "logp": logp.mean(), "entropy": entropy.mean()}
+    numbers = {"tokens": float(len(phi))}
+    numbers["logp"] = logp.mean()
+    numbers["entropy"] = entropy.mean()
     numbers["phi"] = phi.mean()
     for limit in (-5, -3, -1, 0):
         numbers[f"phi < {limit}"] = (phi < limit).float().mean()
@@ -228,7 +228,8 @@ def auroc(own, foreign):
 
 def signal_to_noise(own, foreign):
     """Scores (N,), (M,) -> the distance of their means in standard deviations of own text."""
-    return ((own.mean() - foreign.mean()) / own.std()).item()
+    distance = own.mean() - foreign.mean()
+    return (distance / own.std()).item()
 
 
 def show_tokens(tokenizer, ids, phi):
@@ -275,10 +276,8 @@ def main(flags):
     for temperature in (0.5, 1, 1.5):
         samples = sampler(prompts, 1, room, stop, temperature, seed=flags.seed)
         responses[f"T = {temperature}"] = [sample.tokens for sample in samples]
-    responses[FOREIGN] = []
-    for problem in problems:
-        demo = demo_ids(tokenizer, demonstrations(problem)[0])
-        responses[FOREIGN].append(demo[:room])
+    demos = [demo_ids(tokenizer, demonstrations(problem)[0]) for problem in problems]
+    responses[FOREIGN] = [demo[:room] for demo in demos]
 
     # Every text is read once, at temperature 1.
     tokens, texts = {}, {}                                           # kind -> name -> values
@@ -286,14 +285,16 @@ def main(flags):
         with torch.no_grad():
             stats = response_stats(model, list(zip(prompts, of_kind)), stats=all_stats)
         tokens[kind] = {"logp": stats[0], "entropy": stats[1]}
-        split = torch.stack(stats).split([len(response) for response in of_kind], dim=1)
+        split = torch.stack(stats).split([len(ids) for ids in of_kind], dim=1)
         texts[kind] = default_collate([text_statistics(*text) for text in split])
 
     print("(a) Means over texts: phi is 0 in own text (T = 1), more in colder, less in foreign.\n")
     print(" " * 16 + "".join(f"{kind:>16}" for kind in texts))
     for name in texts[OWN]:
-        means = [f"{numbers[name].mean():16.3f}" for numbers in texts.values()]
-        print(f"    {name:12}" + "".join(means))
+        line = f"    {name:12}"
+        for numbers in texts.values():
+            line += f"{numbers[name].mean():16.3f}"
+        print(line)
 
     print(SCORES)
     for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2):

@@ -106,15 +106,13 @@ def marker_table(tokenizer, size):
     columns = []
     for token in range(size):
         text = tokenizer.decode(before + [token])[skip:]
-        # Of the text so far it matters only how much of the marker it ends with.
-        column = [marker_progress(MARKER[:progress] + text) for progress in range(len(MARKER) + 1)]
-        columns.append(column)
+        columns.append([marker_progress(MARKER[:old] + text) for old in range(len(MARKER) + 1)])
     return torch.tensor(columns).T.contiguous()
 
 
 def hinted_combine(table, beta, mode="linear"):
     """`combine` for a sampler with the streams (hinted, plain). The state of a row is its progress
-    in `table`, which is marker_table's, on the model's device."""
+    in `table`, marker_table's on the model's device."""
     def combine(logits, last, step, progress):
         log_p, log_q = logits.log_softmax(-1).unbind(1)                                   # (R, V)
         log_m, _ = mix(log_p, log_q, beta, mode)
@@ -141,7 +139,7 @@ def repetition(tokens, size=30, times=5, fresh=32):
             return i + size
 
 
-# ---- the two contexts ---------------------------------------------------------------------------
+# ---- the pipeline -------------------------------------------------------------------------------
 
 HINT = """Below are a problem and a reference solution that is known to be right. Solve the \
 problem the way you would if you had found the solution yourself: in your own words, one small \
@@ -169,8 +167,6 @@ def contexts(tokenizer, problem, analysis=False):
     text += f"\n\n# Problem\n{last['content']}\n\n# Reference solution\n{demos[0]}"
     return prompt_ids(tokenizer, [*before, {"role": "user", "content": text}]), plain
 
-
-# ---- the pipeline -------------------------------------------------------------------------------
 
 class Writer:
     """Answers problems, retells their demonstrations, and judges the texts: of the `problems` those
@@ -279,6 +275,7 @@ class Writer:
 
 
 def kept(rows):
+    """The trajectories to learn from."""
     return [row for row in rows if not row["dropped"]]
 
 
