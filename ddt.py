@@ -115,7 +115,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
 
     # At most CHUNK logits at once, and of a small batch at most a quarter.
     vocabulary = model.config.get_text_config().vocab_size
-    fit = CHUNK.get(ids.device.type, CHUNK["cpu"]) // vocabulary
+    fit = CHUNK["cuda" if ids.is_cuda else "cpu"] // vocabulary
     size = min(fit, math.ceil(len(targets) / 4))
     parts = []
     for chunk in zip(hidden.split(size), targets.split(size)):
@@ -140,7 +140,7 @@ def find_backbone(model):
 
 def head(model, backbone, hidden, Output):
     """Final hidden states (n, D) -> logits (n, V). What follows the backbone (bias, scaling, ...)
-    is the family's: the model's own forward does it, while the backbone answers with `hidden`."""
+    the model's own forward does, while the backbone answers with `hidden`."""
     answers = [Output(last_hidden_state=hidden[None])]
     hung = backbone.__dict__.get("forward")              # some libraries hang one on the instance
     backbone.forward = lambda *args, **kwargs: answers.pop()
@@ -285,16 +285,15 @@ def main(flags):
         with torch.no_grad():
             stats = response_stats(model, list(zip(prompts, of_kind)), stats=all_stats)
         tokens[kind] = {"logp": stats[0], "entropy": stats[1]}
-        split = torch.stack(stats).split([len(ids) for ids in of_kind], dim=1)
+        lengths = [len(response) for response in of_kind]
+        split = torch.stack(stats).split(lengths, dim=1)                   # (3, tokens) each
         texts[kind] = default_collate([text_statistics(*text) for text in split])
 
-    print("(a) Means over texts: phi is 0 in own text (T = 1), more in colder, less in foreign.\n")
-    print(" " * 16 + "".join(f"{kind:>16}" for kind in texts))
+    print("(a) Means over texts: phi is 0 in own text (T = 1), more in colder, less in other text.\n")
+    print(" " * 15, *[f"{kind:>15}" for kind in texts])
     for name in texts[OWN]:
-        line = f"    {name:12}"
-        for numbers in texts.values():
-            line += f"{numbers[name].mean():16.3f}"
-        print(line)
+        means = [f"{numbers[name].mean():15.3f}" for numbers in texts.values()]
+        print(f"    {name:11}", *means)
 
     print(SCORES)
     for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2):
