@@ -289,7 +289,7 @@ def main(flags):
         split = torch.stack(stats).split(lengths, dim=1)                   # (3, tokens) each
         texts[kind] = default_collate([text_statistics(*text) for text in split])
 
-    print("(a) Means over texts: phi is 0 in own text (T = 1), more in colder, less in other text.\n")
+    print("(a) Means over texts: phi is 0 in own text (T = 1), higher in colder, else lower.\n")
     print(" " * 15, *[f"{kind:>15}" for kind in texts])
     for name in texts[OWN]:
         means = [f"{numbers[name].mean():15.3f}" for numbers in texts.values()]

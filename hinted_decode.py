@@ -275,7 +275,6 @@ class Writer:
 
 
 def kept(rows):
-    """The trajectories to learn from."""
     return [row for row in rows if not row["dropped"]]
 
 
