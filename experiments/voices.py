@@ -24,14 +24,14 @@ def main(count=256, betas=(0.0, 3.0, 30.0, 300.0)):
     writer = hinted_decode.Writer(model, tokenizer, problems, flags)
 
     # The same problems in every voice.
-    demos = []
+    prompts, demos = [], []
     for problem in problems:
+        prompts.append(prompt_ids(tokenizer, problem["problem"]))
         demos.append(Sample(demo_ids(tokenizer, problem["solution"]), finished=True))
     voices = {"demonstration": writer.judge(problems, demos, "demonstration")}
     for beta in betas:
         flags.beta = beta
         voices[f"hinted, beta {beta:g}"] = writer.retell(problems)
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     own = writer.write(writer.alone, prompts, temperature=1.0)
     voices["own, T = 1"] = writer.judge(problems, own, "own")
 
