@@ -4,9 +4,8 @@ hinted_decode.py - demonstrations retold in the model's own voice.
 Paper: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222, its second method
 
 A demonstration is right but foreign; an own answer is familiar but often wrong. Hinted decoding
-reads two contexts with one model, and only one of them holds the reference solution. Where the
-hinted stream is sure of the next token, it leads; where it hesitates, the question is one of
-wording, and the model speaks as it would alone:
+reads two contexts with one model, one of them with the reference solution. Where that hinted stream
+is sure of the next token, it leads; where it hesitates, the model speaks as it would alone:
 
     log m_t = (1 - lam_t) log p_t + lam_t log q_t       lam_t = clamp(beta H[p_t] / log|V|, 0, 1)
 
@@ -15,13 +14,13 @@ wording, and the model speaks as it would alone:
     beta            how soon the plain stream has a say; 0 is self-distillation, p alone
     phi             log q(y_t) + H[q_t] (ddt.py): how foreign a token is to the model to be trained
 
-Other than in the authors' code: one model, cached, many texts at once (theirs: two copies, no
-cache, one text); top-p after the temperature, as in Hugging Face; repetitions are looked for at
-every token, not every 100; the hint has other words. Left out: two different models as p and q.
+Other than in the authors' code: one model, cached, many texts at once; top-p after the temperature;
+repetitions are looked for at every token; the hint has other words. Left out: two models.
 
-    python hinted_decode.py                         retell the toy's demonstrations, compare texts
+    python hinted_decode.py                         retell the toy's demonstrations
     python hinted_decode.py --model Qwen/Qwen2.5-7B-Instruct --data train.jsonl --out runs/retold
     python idft.py --model Qwen/Qwen2.5-7B-Instruct --data runs/retold/data.jsonl
+    python -m experiments.voices                    phi and correctness of the texts, over beta
     python -m experiments.online                    retell, train, retell with what was trained, ...
 """
 
@@ -36,9 +35,9 @@ import torch
 from tqdm import tqdm
 
 from ddt import cll, response_stats
-from eval import (INSTRUCTION, InputError, demo_ids, flag, load_model, load_problems, new_run,
-                  new_sampler, pick_device, printable, prompt_ids, read_log, repeat_flags,
-                  run_script, stop_ids, write_file, write_rows)
+from eval import (InputError, chat_turns, demo_ids, demonstrations, flag, load_model,
+                  load_problems, new_run, new_sampler, pick_device, printable, prompt_ids,
+                  read_log, repeat_flags, run_script, stop_ids, write_file, write_rows)
 from reward import rewards
 from sampler import Sample
 
@@ -50,7 +49,6 @@ MARKER = "\\boxed{"
 def mix(log_p, log_q, beta, mode="linear"):
     """The two streams as one: log_p (hinted) and log_q (plain), both (..., V) log-probabilities at
     temperature 1 -> log_m (..., V), not normalised, and lam (...), the share of the plain stream.
-
     mode: linear [D], sigmoid or piecewise [code]. ValueError for another."""
     entropy = torch.special.entr(log_p.exp()).sum(-1)
     h = entropy / math.log(log_p.shape[-1])                    # from 0, sure, to 1, no idea
@@ -107,15 +105,13 @@ def marker_table(tokenizer, size):
     columns = []
     for token in range(size):
         text = tokenizer.decode(before + [token])[skip:]
-        # Of the text so far it matters only how much of the marker it ends with.
-        column = [marker_progress(MARKER[:progress] + text) for progress in range(len(MARKER) + 1)]
-        columns.append(column)
+        columns.append([marker_progress(MARKER[:old] + text) for old in range(len(MARKER) + 1)])
     return torch.tensor(columns).T.contiguous()
 
 
 def hinted_combine(table, beta, mode="linear"):
     """`combine` for a sampler with the streams (hinted, plain). The state of a row is its progress
-    in `table`, which is marker_table's, on the model's device."""
+    in `table`, marker_table's on the model's device."""
     def combine(logits, last, step, progress):
         log_p, log_q = logits.log_softmax(-1).unbind(1)                                   # (R, V)
         log_m, _ = mix(log_p, log_q, beta, mode)
@@ -131,19 +127,18 @@ def hinted_combine(table, beta, mode="linear"):
 
 def repetition(tokens, size=30, times=5, fresh=32):
     """`halt` for the sampler: the length at which some `size`-gram stood in tokens for the
-    `times`-th time [code], or None. It looks at those that end in the last `fresh` tokens: the
-    sampler asks at least that often."""
+    `times`-th time [code], or None, among those that end in the last `fresh` tokens."""
     if len(tokens) < size:
         return None
-    grams = np.lib.stride_tricks.sliding_window_view(np.array(tokens), size)    # (N, size)
+    grams = np.lib.stride_tricks.sliding_window_view(tokens, size)         # (N, size)
     for i in range(max(0, len(grams) - fresh), len(grams)):
         # To compare all of them is slow: first those that begin with the same token.
-        alike = np.flatnonzero(grams[:i + 1, 0] == grams[i, 0])
-        if (grams[alike] == grams[i]).all(1).sum() >= times:
+        alike = grams[:i + 1][grams[:i + 1, 0] == grams[i, 0]]
+        if (alike == grams[i]).all(1).sum() >= times:
             return i + size
 
 
-# ---- the two contexts ---------------------------------------------------------------------------
+# ---- the pipeline -------------------------------------------------------------------------------
 
 HINT = """Below are a problem and a reference solution that is known to be right. Solve the \
 problem the way you would if you had found the solution yourself: in your own words, one small \
@@ -156,187 +151,132 @@ problem from the start."""
 
 
 def contexts(tokenizer, problem, analysis=False):
-    """A problem -> hinted ids, plain ids, up to where the text, or its analysis, begins. Without a
-    demonstration both are the plain ones."""
-    turns, solution = problem["problem"], problem["solution"]
-    plain = prompt_ids(tokenizer, turns)
-    if not solution:
+    """A problem -> hinted ids, plain ids, up to where the text, or its analysis, begins. Of several
+    demonstrations the first is the reference; without one both contexts are the plain one."""
+    plain = prompt_ids(tokenizer, problem["problem"])
+    demos = demonstrations(problem)
+    if not demos:
         return plain, plain
-    if isinstance(turns, str):
-        turns = [{"content": turns}]
-    question = turns[-1]["content"]
+    *before, last = chat_turns(problem["problem"])
     if "<hint>" in tokenizer.get_vocab():                      # the toy has hints of its own form
-        return tokenizer(f"<user> {question} <hint> {solution} <assistant>").input_ids, plain
-    text = HINT + INSTRUCTION
+        text = f"<user> {last['content']} <hint> {demos[0]} <assistant>"
+        return tokenizer(text).input_ids, plain
+    text = HINT
     if analysis:
-        text = HINT + ANALYSIS + INSTRUCTION
-    text += f"\n\n# Problem\n{question}\n\n# Reference solution\n{solution}"
-    return prompt_ids(tokenizer, [*turns[:-1], {"role": "user", "content": text}]), plain
+        text += ANALYSIS
+    text += f"\n\n# Problem\n{last['content']}\n\n# Reference solution\n{demos[0]}"
+    return prompt_ids(tokenizer, [*before, {"role": "user", "content": text}]), plain
 
 
-def new_writer(model, tokenizer, problems, flags):
-    """-> the problems that leave the model room for --max_new_tokens, and a function
-    write(prompts, temperature, top_p, beta, halt) -> samples. With a beta the prompts are pairs of
-    contexts and the texts are hinted, without one they are lists of ids and the model is alone."""
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
-    room = flags.max_new_tokens * (2 if flags.analysis else 1)    # an analysis is a text of its own
-    fit, pairs, longer = [], [], []
-    for problem in problems:
-        pair = contexts(tokenizer, problem, flags.analysis)
-        if max(len(ids) for ids in pair) + room <= context:
-            fit.append(problem)
-            pairs.append(pair)
-            longer.append(max(pair, key=len))
-    if len(fit) < len(problems):
-        print(f"{len(problems) - len(fit)} of {len(problems)} problems are left out: the model "
-              f"reads {context} tokens, with --max_new_tokens they have more")
-    if not fit:
-        raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem, lower it")
+class Writer:
+    """Answers problems, retells their demonstrations, and judges the texts: of the `problems` those
+    that leave the model room for --max_new_tokens. flags: Flags.
 
-    # Two samplers, on a GPU with one bf16 twin. What a call holds in memory ends with the call.
-    of_pairs, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
-    of_one, _ = new_sampler(of_pairs.model, longer, room, flags.rows)
-    table = marker_table(tokenizer, model.get_input_embeddings().num_embeddings).to(model.device)
+    A trajectory is the problem with a text as its solution; source; finish (stop, length or
+    repetition); dropped, why nobody should learn from it, or ""; tokens; mean_phi and the shares
+    phi>-1, phi>-3, phi>-5."""
 
-    def write(prompts, temperature, top_p=1.0, beta=None, halt=repetition):
-        sampler, combine = of_one, None
-        if beta is not None:
-            sampler, combine = of_pairs, hinted_combine(table, beta, flags.gate)
-        sampler.sync(model)
-        return sampler(prompts, max_new_tokens=flags.max_new_tokens, temperature=temperature,
-                       top_p=top_p, seed=flags.seed, stop=stop_ids(model, tokenizer),
-                       combine=combine, halt=halt)
-    return fit, write
+    def __init__(self, model, tokenizer, problems, flags):
+        self.model, self.tokenizer, self.flags = model, tokenizer, flags
+        context = getattr(model.config, "max_position_embeddings", None) or math.inf
+        room = flags.max_new_tokens * (1 + flags.analysis)     # an analysis is a text of its own
+        self.problems, pairs = [], []
+        for problem in problems:
+            hinted, plain = contexts(tokenizer, problem, flags.analysis)
+            if len(hinted) + room <= context:
+                self.problems.append(problem)
+                pairs.append((hinted, plain))
+        if len(pairs) < len(problems):
+            print(f"{len(problems) - len(pairs)} of {len(problems)} problems are left out: with "
+                  f"--max_new_tokens they have more than the {context} tokens the model reads")
+        if not pairs:
+            raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem, lower it")
 
+        # Two samplers, on a GPU with one bf16 twin. What a call holds in memory ends with the call.
+        self.mixed, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
+        longest = [hinted for hinted, _ in pairs]
+        self.alone, _ = new_sampler(self.mixed.model, longest, room, flags.rows)
+        size = model.get_input_embeddings().num_embeddings
+        self.table = marker_table(tokenizer, size).to(model.device)
 
-# ---- the pipeline -------------------------------------------------------------------------------
+    def write(self, sampler, prompts, temperature, top_p=1.0, combine=None, halt=repetition):
+        """Samples, one a prompt; for self.mixed a prompt is a pair of contexts."""
+        sampler.sync(self.model)
+        return sampler(prompts, max_new_tokens=self.flags.max_new_tokens, temperature=temperature,
+                       top_p=top_p, seed=self.flags.seed, combine=combine, halt=halt,
+                       stop=stop_ids(self.model, self.tokenizer))
 
-def judge(model, tokenizer, problems, samples, source):
-    """Samples, one a problem -> trajectories: the problem with the text as its solution; source;
-    finish (stop, length, repetition); dropped, why nobody should learn from it, or ""; tokens;
-    mean_phi and the shares phi>-1, phi>-3, phi>-5 under the plain context."""
-    texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
-    right = rewards(texts, [problem["answer"] for problem in problems])
-    pairs = []
-    for problem, sample in zip(problems, samples):
-        pairs.append((prompt_ids(tokenizer, problem["problem"]), sample.tokens))
-    with torch.no_grad():
-        logp, entropy = response_stats(model, pairs)                       # (tokens of all,)
-    phis = cll(logp, entropy).split([len(sample.tokens) for sample in samples])
+    def judge(self, problems, samples, source):
+        """Samples, one a problem -> trajectories, phi being that of the plain context."""
+        texts = self.tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
+        right = rewards(texts, [problem["answer"] for problem in problems])
+        pairs = []
+        for problem, sample in zip(problems, samples):
+            pairs.append((prompt_ids(self.tokenizer, problem["problem"]), sample.tokens))
+        with torch.no_grad():
+            phis = cll(*response_stats(self.model, pairs))                 # (tokens of all,)
+        phis = phis.split([len(sample.tokens) for sample in samples])
 
-    rows = []
-    for problem, sample, text, correct, phi in zip(problems, samples, texts, right, phis):
-        finish = "stop"
-        dropped = "" if correct else "wrong answer"
-        if not sample.finished:
-            finish = dropped = "repetition" if repetition(sample.tokens) else "length"
-        row = {**problem, "solution": text, "source": source, "finish": finish, "dropped": dropped,
-               "tokens": len(phi), "mean_phi": phi.mean().item()}
-        for limit in (-1, -3, -5):
-            row[f"phi>{limit}"] = (phi > limit).float().mean().item()
-        rows.append(row)
-    return rows
+        rows = []
+        for problem, sample, text, correct, phi in zip(problems, samples, texts, right, phis):
+            finish, dropped = "stop", ""
+            if not sample.finished:
+                finish = dropped = "repetition" if repetition(sample.tokens) else "length"
+            elif not correct:
+                dropped = "wrong answer"
+            row = {**problem, "solution": text, "source": source, "finish": finish,
+                   "dropped": dropped, "tokens": len(phi), "mean_phi": phi.mean().item()}
+            for limit in (-1, -3, -5):
+                row[f"phi>{limit}"] = (phi > limit).float().mean().item()
+            rows.append(row)
+        return rows
 
-
-def answer(model, tokenizer, write, problems, temperature):
-    """The model alone -> one trajectory a problem."""
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
-    return judge(model, tokenizer, problems, write(prompts, temperature), "own")
-
-
-def analyse(tokenizer, write, hinted):
-    """The model goes through every reference, greedily [code]: hinted contexts -> the tokens of the
-    analyses, up to the heading of the next part if there is one."""
-    def halt(tokens):
-        # Which of the last tokens completes the heading? The retelling begins behind it.
+    def heading_end(self, tokens):
+        """`halt` for an analysis: the length behind the heading, where the retelling begins."""
         for end in range(max(0, len(tokens) - 32), len(tokens) + 1):
-            if HEADING in tokenizer.decode(tokens[max(0, end - 16):end]):
+            if HEADING in self.tokenizer.decode(tokens[max(0, end - 16):end]):
                 return end
         return repetition(tokens)
-    return [sample.tokens for sample in write(hinted, 0, halt=halt)]
 
+    def retell(self, problems):
+        """Hinted decoding -> one trajectory a problem."""
+        flags = self.flags
+        pairs = [contexts(self.tokenizer, problem, flags.analysis) for problem in problems]
+        if flags.analysis:
+            # First the model goes through the reference, greedily [code].
+            hinted = [hinted for hinted, _ in pairs]
+            analyses = self.write(self.alone, hinted, 0, halt=self.heading_end)
+            for i, analysis in enumerate(analyses):
+                pairs[i] = hinted[i] + analysis.tokens, pairs[i][1]
 
-def retell(model, tokenizer, write, problems, flags, beta):
-    """Hinted decoding -> one trajectory a problem."""
-    pairs = [contexts(tokenizer, problem, flags.analysis) for problem in problems]
-    hinted, plain = zip(*pairs)
-    if flags.analysis:
-        analyses = analyse(tokenizer, write, hinted)
-        hinted = [ids + analysis for ids, analysis in zip(hinted, analyses)]
-    samples = write(list(zip(hinted, plain)), flags.temperature, flags.top_p, beta)
-    rows = judge(model, tokenizer, problems, samples, "hinted")
-
-    # Without its heading an analysis is unfinished: dropped, right or not, as the authors do.
-    if flags.analysis:
-        for row, analysis in zip(rows, analyses):
-            if HEADING not in tokenizer.decode(analysis[-16:]):
+        combine = hinted_combine(self.table, flags.beta, flags.gate)
+        samples = self.write(self.mixed, pairs, flags.temperature, flags.top_p, combine)
+        rows = self.judge(problems, samples, "hinted")
+        # Without its heading an analysis is unfinished: dropped, right or not, as the authors do.
+        for row, (hinted, _) in zip(rows, pairs):
+            if flags.analysis and HEADING not in self.tokenizer.decode(hinted[-16:]):
                 row["dropped"] = "unfinished analysis"
-    return rows
+        return rows
 
-
-def rewrite(model, tokenizer, write, problems, flags):
-    """One trajectory a problem: the model's own answer if it is right, since nothing is more
-    on-policy, else the demonstration retold, right or not."""
-    rows = answer(model, tokenizer, write, problems, flags.own_temperature)
-    wrong = []
-    for i, row in enumerate(rows):
-        if row["dropped"] and problems[i]["solution"]:
-            wrong.append(i)
-    if wrong:
-        todo = [problems[i] for i in wrong]
-        retold = retell(model, tokenizer, write, todo, flags, flags.beta)
-        for i, row in zip(wrong, retold):
-            rows[i] = row
-    return rows
+    def rewrite(self, problems):
+        """One trajectory a problem: the model's own answer if it is right, since nothing is more
+        on-policy, else the demonstration retold, right or not."""
+        prompts = [prompt_ids(self.tokenizer, problem["problem"]) for problem in problems]
+        samples = self.write(self.alone, prompts, self.flags.own_temperature)
+        rows = self.judge(problems, samples, "own")
+        wrong = []
+        for i, row in enumerate(rows):
+            if row["dropped"] and problems[i]["solution"]:
+                wrong.append(i)
+        if wrong:
+            retold = self.retell([problems[i] for i in wrong])
+            for i, row in zip(wrong, retold):
+                rows[i] = row
+        return rows
 
 
 def kept(rows):
     return [row for row in rows if not row["dropped"]]
-
-
-def rewrite_all(model, tokenizer, write, problems, flags, out, rows):
-    """The pipeline, a chunk of problems at a time; `rows` are those of the chunks already done.
-    trajectories.jsonl grows with every chunk, data.jsonl, what is kept of it, comes at the end."""
-    for start in tqdm(range(len(rows), len(problems), 4 * flags.rows), leave=False):
-        chunk = problems[start:start + 4 * flags.rows]
-        rows += rewrite(model, tokenizer, write, chunk, flags)
-        write_rows(out / "trajectories.jsonl", rows)
-    write_rows(out / "data.jsonl", kept(rows))
-
-    print(f"\n{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl")
-    counts = Counter()
-    for row in rows:
-        counts[f"{row['source']}: {row['dropped'] or 'kept'}"] += 1
-    for fate, count in counts.most_common():
-        print(f"{count:8} {fate}")
-
-
-def compare_kinds(model, tokenizer, write, problems, flags):
-    """All kinds of text for the same problems: prints one of each, and a table."""
-    demos = []
-    for problem in problems:
-        demos.append(Sample(demo_ids(tokenizer, problem["solution"]), finished=True))
-    kinds = {"demonstration": judge(model, tokenizer, problems, demos, "demonstration")}
-    for beta in flags.betas:
-        kinds[f"hinted, beta {beta:g}"] = retell(model, tokenizer, write, problems, flags, beta)
-    kinds["own, T = 1"] = answer(model, tokenizer, write, problems, 1.0)
-
-    # The problem whose texts differ most.
-    def different(i):
-        return len({rows[i]["solution"] for rows in kinds.values()})
-    shown = max(range(len(problems)), key=different)
-    print(printable(f"{problems[shown]['problem']}    answer: {problems[shown]['answer']}"))
-    for kind, rows in kinds.items():
-        print(f"\n{kind}, mean phi {rows[shown]['mean_phi']:+.2f}")
-        print("    " + printable(rows[shown]["solution"]))
-    print(f"\n{len(problems)} problems".ljust(21) + "phi   phi>-1  phi>-3  phi>-5   right  tokens")
-    for kind, rows in kinds.items():
-        lengths = [row["tokens"] for row in rows]
-        line = f"{kind:17}"
-        for name in ("mean_phi", "phi>-1", "phi>-3", "phi>-5"):
-            of_texts = [row[name] for row in rows]
-            line += f"{np.average(of_texts, weights=lengths):8.3f}"
-        print(line + f"{len(kept(rows)) / len(rows):8.3f}{np.mean(lengths):8.1f}")
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -345,53 +285,63 @@ def compare_kinds(model, tokenizer, write, problems, flags):
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "problems and demonstrations: toy, a JSON(L) file or hf://...")
-    problems: int = flag(10**6, "how many of its problems to use, the first ones", 1, 10**6)
+    problems: int = flag(10**6, "how many of its problems to use, the first ones", 1)
     out: str = flag("runs/hinted_decode", "directory for data.jsonl and trajectories.jsonl")
-    beta: float = flag(3.0, "lam = beta H[p] / log|V|; 0 is self-distillation [code]", 0, 1e9)
+    beta: float = flag(3.0, "lam = beta H[p] / log|V|; 0 is self-distillation [code]", 0)
     gate: Literal["linear", "sigmoid", "piecewise"] = flag("linear", "[D]; the others [code]")
     temperature: float = flag(0.3, "of the retelling, 0 is greedy [code]", 0, 100)
     top_p: float = flag(0.95, "of the retelling [code]", 1e-6, 1)
     own_temperature: float = flag(0.0, "of the own answers [code]; 1 is on-policy", 0, 100)
     analysis: bool = flag(True, "let the model analyse the reference first [code]")
-    max_new_tokens: int = flag(8192, "longest text, longest analysis [ours]", 1, 10**6)
-    rows: int = flag(64, "texts written side by side: more is faster", 1, 10**5)
-    betas: list[float] = flag([], "compare these, demonstrations and own text first", 0, 1e9)
-    seed: int = flag(0, "of everything: toy, sampling", 0, 2**31)
+    max_new_tokens: int = flag(8192, "longest text, longest analysis [ours]", 1)
+    rows: int = flag(64, "texts written side by side: more is faster", 1)
+    seed: int = flag(0, "of everything: toy, sampling", 0)
     device: str = flag("auto", "auto, cpu or cuda")
     resume: bool = flag(False, "continue the killed run in --out")
 
 
-# The toy knows no analysis. Its answers are pairs, 1 in 576, so a right own answer is no guess.
-TOY = {"analysis": False, "max_new_tokens": 96, "betas": [0.0, 3.0, 30.0, 300.0]}
+TOY = {"analysis": False, "max_new_tokens": 96}                # the toy knows no analysis
 
 
 def main(flags):
     out = new_run(flags.out, flags.resume)
-    require = ("answer", "solution") if flags.betas else ("answer",)
-    problems = load_problems(flags.data, require, flags.seed)[:flags.problems]
-    for problem in problems:
-        if isinstance(problem["solution"], list):
-            problem["solution"] = problem["solution"][0]       # of several the first is retold
+    problems = load_problems(flags.data, seed=flags.seed)[:flags.problems]
     settings = asdict(flags)
-    for name in ("out", "resume", "device", "betas"):
+    for name in ("out", "resume", "device"):
         del settings[name]
     if flags.resume:
         repeat_flags(json.loads((out / "flags.json").read_text()), settings)
-
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
     if flags.analysis and "<hint>" in tokenizer.get_vocab():
         raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
-    problems, write = new_writer(model, tokenizer, problems, flags)
-    # the file is only ever replaced, so a killed run has left whole chunks
+    writer = Writer(model, tokenizer, problems, flags)
+    # A file is only ever replaced: a killed run has left whole chunks, of these problems or others.
     rows = read_log(out / "trajectories.jsonl")
-    answered = [(row["problem"], row["answer"]) for row in rows]
-    if answered != [(p["problem"], p["answer"]) for p in problems[:len(rows)]]:
-        raise InputError(f"--resume: {out} holds other problems, name another --out")
+    for row, problem in zip(rows, writer.problems):
+        if (row["problem"], row["answer"]) != (problem["problem"], problem["answer"]):
+            raise InputError(f"--resume: {out} holds other problems, name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "flags.json", json.dumps(settings))
-    if flags.betas:
-        compare_kinds(model, tokenizer, write, problems, flags)
-    rewrite_all(model, tokenizer, write, problems, flags, out, rows)
+
+    # One problem first: its reference, and the same retold.
+    first = writer.problems[0]
+    if first["solution"]:
+        demo = Sample(demo_ids(tokenizer, demonstrations(first)[0]), finished=True)
+        print(printable(f"{first['problem']}    answer: {first['answer']}"))
+        for row in writer.judge([first], [demo], "reference") + writer.retell([first]):
+            print(f"\n{row['source']}, mean phi {row['mean_phi']:+.2f}")
+            print("    " + printable(row["solution"]))
+
+    # All of them, in chunks.
+    for start in tqdm(range(len(rows), len(writer.problems), 4 * flags.rows), leave=False):
+        rows += writer.rewrite(writer.problems[start:start + 4 * flags.rows])
+        write_rows(out / "trajectories.jsonl", rows)
+    write_rows(out / "data.jsonl", kept(rows))
+
+    print(f"\n{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl")
+    fates = Counter(f"{row['source']}: {row['dropped'] or 'kept'}" for row in rows)
+    for fate, count in fates.most_common():
+        print(f"{count:8} {fate}")
 
 
 if __name__ == "__main__":

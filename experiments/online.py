@@ -88,15 +88,14 @@ def main(flags):
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
     if model.device.type == "cuda":
         idft.checkpoint_activations(model)
-    problems, write = hinted_decode.new_writer(model, tokenizer, problems, retelling)
+    writer = hinted_decode.Writer(model, tokenizer, problems, retelling)
     optimizer = idft.new_optimizer(model)
     state = {"step": 0}
     idft.report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
 
     for number in range(flags.rounds):
-        part = problems[number::flags.rounds]
-        rows = hinted_decode.rewrite(model, tokenizer, write, part, retelling)
-        texts = hinted_decode.kept(rows)
+        part = writer.problems[number::flags.rounds]
+        texts = hinted_decode.kept(writer.rewrite(part))
         own = sum(text["source"] == "own" for text in texts)
         print(f"round {number + 1}: {len(part)} problems, {own} answered rightly, "
               f"{len(texts) - own} retold rightly")

@@ -52,8 +52,7 @@ def run(arm, lr, seed, stage):
     writing = hinted_decode.Flags(beta=arm.get("beta", 0.0), analysis=False, seed=seed,
                                   max_new_tokens=arm["max_new_tokens"])
     model, tokenizer = load_model("toy", torch.device("cpu"), seed)
-    problems = toy.problems("train", seed=seed)
-    problems, write = hinted_decode.new_writer(model, tokenizer, problems, writing)
+    writer = hinted_decode.Writer(model, tokenizer, toy.problems("train", seed=seed), writing)
     optimizer = idft.new_optimizer(model)
     spent = {"texts": 0, "seconds_before": 0.0, "tokens_before": 0,
              "seconds_trained": 0.0, "tokens_trained": 0}
@@ -61,9 +60,9 @@ def run(arm, lr, seed, stage):
     for number in range(rounds):
         # Write: this round's share of the problems, with the model as it now is.
         start = time.process_time()
-        texts = problems[number::rounds]
+        texts = writer.problems[number::rounds]
         if arm["rounds"]:
-            rows = hinted_decode.rewrite(model, tokenizer, write, texts, writing)
+            rows = writer.rewrite(texts)
             texts = hinted_decode.kept(rows)
             spent["tokens_before"] += sum(row["tokens"] for row in rows)
         spent["texts"] += len(texts)

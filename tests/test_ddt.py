@@ -4,8 +4,8 @@ import copy
 import json
 import math
 import pickle
+import re
 import warnings
-from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import ddt
 import toy
+from eval import demo_ids, prompt_ids
 
 INF = math.inf
 
@@ -449,6 +450,11 @@ def test_response_stats_are_those_of_every_response_alone(micro_tokens):
     assert logp.shape == entropy.shape == (15,) and not logp.requires_grad
 
 
+def test_a_response_without_a_prompt_is_refused():
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        ddt.response_stats(build("Llama"), [([1], [2]), ([], [3, 4])])
+
+
 def test_response_stats_run_under_precision(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                         # there need not be a GPU
@@ -503,51 +509,46 @@ def test_text_statistics_by_hand():
     logp, entropy = torch.tensor([[-4.0, -1.0], [0.5, 1.5]])
     numbers = ddt.text_statistics(logp, entropy, varentropy=entropy)
     z = -3 / math.sqrt(2)
-    assert numbers == pytest.approx({
-        "tokens": 2, "mean_logp": -2.5, "mean_entropy": 1.0, "total_phi": -3.0, "mean_phi": -1.5,
-        "phi<-1": 0.5, "phi<-3": 0.5, "phi<-5": 0.0, "phi>0": 0.5, "z": z,
-        "p": math.erfc(-z / math.sqrt(2))})
+    assert {name: float(value) for name, value in numbers.items()} == pytest.approx({
+        "tokens": 2, "logp": -2.5, "entropy": 1.0, "phi": -1.5, "phi < -5": 0.0, "phi < -3": 0.5,
+        "phi < -1": 0.5, "phi < 0": 0.5, "z": z, "p": math.erfc(-z / math.sqrt(2))})
 
 
 # ---- the chapter --------------------------------------------------------------------------------
 
-def checkpoint_and_data(folder):
-    """An untrained model with the toy's tokenizer, and a file of five problems: as flags."""
-    tokenizer = toy.tokenizer()
-    model = build("Qwen2", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    lines = [json.dumps(row) + "\n" for row in toy.problems("train", 5)]
-    (folder / "data.jsonl").write_text("".join(lines))
-    return ["--model", folder / "model", "--data", folder / "data.jsonl", "--device", "cpu"]
-
-
 def test_the_chapter_on_a_checkpoint_and_a_file(tmp_path, capsys):
-    argv = [*checkpoint_and_data(tmp_path), "--n", 40, "--max_new_tokens", 12]
-    run_here(ddt, *argv, "--out", tmp_path / "new" / "out")
+    """An untrained model with the toy's tokenizer, and a file of problems."""
+    tokenizer = toy.tokenizer()
+    model = build("Llama", vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    lines = [json.dumps(row) + "\n" for row in toy.problems("train", 200)]
+    (tmp_path / "data.jsonl").write_text("".join(lines))
+    argv = ["--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--device", "cpu",
+            "--max_new_tokens", 12]
+    run_here(ddt, *argv)
     shown = capsys.readouterr().out
     assert "nan" not in shown and "\033" not in shown
-    lines = (tmp_path / "new/out/texts.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    sources = Counter(row["source"] for row in rows)
-    assert sources == {"T = 0.5": 200, "T = 1": 200, "T = 1.5": 200, "demonstrations": 5}
-    for row in rows:
-        assert row["mean_phi"] * row["tokens"] == pytest.approx(row["total_phi"], abs=1e-4)
+    means, scores, _ = re.split(r"\([bc]\)", shown)
+    table = {line[:16].strip(): line[16:].split() for line in means.splitlines()}
+    assert len(re.findall("    c = ", scores)) == 7
 
     # The theory on sampled text: mean z of own text is 0 within 4 standard errors, that of colder
     # text is above, that of hotter text below.
-    z = {source: sum(row["z"] for row in rows if row["source"] == source) / count
-         for source, count in sources.items()}
-    assert abs(z["T = 1"]) < 4 / math.sqrt(200)
-    assert z["T = 0.5"] > 0.5 and z["T = 1.5"] < -0.5
+    cold, own, hot, _ = map(float, table["z"])
+    assert abs(own) < 4 / math.sqrt(200)
+    assert cold > 0.5 and hot < -0.5
 
-    own = [row for row in rows if row["source"] == "T = 1"]
-    mean = sum(row["mean_phi"] for row in own) / 200
-    table = [line.split() for line in shown.splitlines()]
-    [line] = [words for words in table if words[:1] == ["mean_phi"] and len(words) == 5]
-    assert float(line[2]) == pytest.approx(mean, abs=1e-3)              # column T = 1
-    assert [line.split()[2] for line in shown.splitlines() if line.strip().startswith("c = ")] == [
-        "0", "0.5", "0.75", "1", "1.25", "1.5", "2"]
+    # The demonstrations' means are those of each alone.
+    alone = []
+    for row in toy.problems("train", 200):
+        prompt = prompt_ids(tokenizer, row["problem"])
+        ids = torch.tensor([prompt + demo_ids(tokenizer, row["solution"])[:12]])
+        with torch.no_grad():
+            alone.append(plain(model, ids)[:2, len(prompt) - 1:].mean(1))
+    logp, entropy = torch.stack(alone).mean(0).tolist()
+    assert [float(table[name][3]) for name in ("logp", "entropy", "phi")] == pytest.approx(
+        [logp, entropy, logp + entropy], abs=1e-3)
     run_here(ddt, *argv)
     assert capsys.readouterr().out == shown                     # one seed, one output
 
@@ -565,12 +566,11 @@ def test_a_hostile_text_does_not_reach_the_terminal(capsys):
 
 @pytest.mark.parametrize("argv, sentence", [
     (["--problems", "0"], "--problems"), (["--max_new_tokens", "0"], "--max_new_tokens"),
-    (["--data", "bare.jsonl"], "bare.jsonl line 1"), (["--out", "bare.jsonl/x"], "--out"),
-    (["--out", "."], "already holds"), (["--model", "no/such/model"], "--model no/such/model"),
-    (["--html", "x"], "unrecognized arguments: --html")])
+    (["--data", "bare.jsonl"], "bare.jsonl line 1"), (["--html", "x"], "arguments: --html"),
+    (["--model", "no/such/model"], "--model no/such/model")])
 def test_bad_input_is_one_sentence_and_nothing_written(tmp_path, monkeypatch, capsys, argv,
                                                        sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bare.jsonl").write_text('{"problem": "1 a +3 ?", "answer": "4"}\n')
-    assert sentence in refusal(capsys, ddt, "--out", "new/x", *argv)
+    assert sentence in refusal(capsys, ddt, *argv)
     assert [path.name for path in tmp_path.iterdir()] == ["bare.jsonl"]
