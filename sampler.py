@@ -2,9 +2,9 @@
 sampler.py - sampling from a language model in batches: where all the methods spend their time.
 
 `model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row
-is done. Here keys and values live in one slab in which column c of a row always holds its token c.
-While a call lasts, the model's attention is replaced by one function that writes a column and looks
-at those before it. A sample that is done leaves its slot to the next.
+is done. Here column c of a row of one slab always holds the keys and values of its token c: while a
+call lasts, the model's attention is replaced by a function that writes a column and looks at those
+before it. A sample that is done leaves its slot to the next.
 
     slot      one of `rows` places in the batch, which a sample occupies until it is done
     stream    with streams=2 a slot is two rows: two contexts, fed the same sampled tokens
@@ -13,9 +13,8 @@ at those before it. A sample that is done leaves its slot to the next.
     logp      log p(y_t), entropy H[p_t]: of the temperature-scaled, untruncated distribution, nats
 
 Sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j,
-step) and on nothing else: neither `rows` nor the order or company of the prompts change a sample,
-as far as float rounding permits. Left out: beam search, penalties, sliding windows shorter than
-`length`, paged caches, speculative decoding, several GPUs.
+step) alone: but for float rounding, neither `rows` nor order nor company change a sample. Left out:
+beams, penalties, sliding windows shorter than `length`, paged caches, speculation, several GPUs.
 
     python sampler.py              how slots are refilled; the texts are those of generate: seconds
     python -m experiments.race     how much faster than generate
@@ -34,8 +33,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
-# cuDNN's attention, torch's first choice on Hopper, builds a plan for every new shape, which takes
-# a good part of a second. Prompts and ragged micro-batches have a new shape nearly every time.
+# cuDNN's attention, torch's first choice on Hopper, takes a good part of a second for every new
+# shape, and prompts and ragged micro-batches have a new shape nearly every time.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 CANDIDATES = 1024       # top-p looks for its nucleus among so many tokens, before it sorts them all
@@ -104,7 +103,7 @@ def invert(p, u):
 
 
 def truncate(p, top_k, top_p, candidates):
-    """The top_k likeliest tokens (0: `candidates`), of those the fewest that hold top_p of the mass.
+    """Of the top_k likeliest tokens (0: `candidates`) the fewest that hold top_p of the mass.
 
     p (R, V) -> kept (R, k), not renormalised, 0 behind the nucleus; ids (R, k); fits (R,) bool:
     whether the nucleus is no wider than the candidates.
@@ -115,15 +114,14 @@ def truncate(p, top_k, top_p, candidates):
     # A token is in the nucleus if the likelier ones do not fill it.
     before = top.cumsum(-1) - top
     kept = top * (before < top_p * mass)
-    fits = (kept[:, -1] == 0) | (k in (top_k, p.shape[1]))
-    return kept, ids, fits
+    everything = k in (top_k, p.shape[1])
+    return kept, ids, (kept[:, -1] == 0) | everything
 
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
-    """logits (R, V) float32, u (R,) in [0, 1) -> token (R,) int64, logp (R,), entropy (R,), fits (R,)
+    """logits (R, V) float32, u (R,) in [0, 1) -> token int64, logp, entropy, fits, all (R,).
 
-    First temperature, then top_k, then top_p, as in Hugging Face. Temperature 0 is argmax, with
-    logp and entropy of temperature 1.
+    First temperature, then top_k, then top_p. At temperature 0 logp and entropy are those of 1.
     """
     if temperature not in (0, 1):
         logits = logits / temperature
@@ -146,24 +144,23 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
 def flash_fits(q, k, v):
     """Whether the kernel of flash attention takes these queries, keys and values."""
     dim = k.shape[3]
-    if not q.is_cuda or q.dtype == torch.float32 or v.shape[3] != dim:
+    if not q.is_cuda or q.dtype == torch.float32 or torch.cuda.get_device_capability()[0] < 8:
         return False
-    recent = torch.cuda.get_device_capability(q.device) >= (8, 0)
-    return recent and dim % 8 == 0 and dim <= 256
+    return v.shape[3] == dim and dim % 8 == 0 and dim <= 256
 
 
 class Slots:
     """What a call keeps on the device. The slots in use come first; a slot is `streams` rows.
 
-    A model called with `slots=` reads prompts, or one token a row (then `used` says how many
-    columns each row has filled). `place` says where in the slab keys and values go.
+    The model writes keys and values to rows `row` and columns `at` of the slab, of prompts, or of
+    one token a row: then `used` says how many columns each row has filled.
     """
 
     def __init__(self, model, count, streams, columns):
         self.model, self.streams, self.columns = model, streams, columns
-        self.slab = {}                          # layer -> keys and values (place, kv heads, dim)
-        self.row = torch.arange(count * streams + 1, dtype=torch.int32, device=model.device)
-        self.start = self.row * columns         # the place of a row's first column
+        self.slab = {}          # layer -> keys and values, each (rows, columns, kv heads, dim)
+        self.numbers = torch.arange(count * streams + columns, device=model.device)
+        self.reach = columns
         self.flash = False                      # until a layer says otherwise
         self.graphs = {}                        # number of slots -> CUDA graph, its logits
         self.candidates = CANDIDATES
@@ -172,10 +169,10 @@ class Slots:
         self.step = self.last[:, 0].clone()     # tokens sampled so far
         self.state = self.step.clone()          # what `combine` remembers
         self.u = torch.zeros(count, columns, device=model.device)       # the random numbers
+        self.fields = self.last, self.pos, self.step, self.state, self.u
 
     def fill(self, busy, fresh, seed):
-        """Put samples into the slots behind the busy ones. A prompt that the slab holds is copied,
-        a new one is read, once."""
+        """Put samples behind the busy ones. A prompt that the slab holds is copied, not read."""
         home = {sample.texts: slot for slot, sample in enumerate(busy)}
         unread, source, target = [], [], []
         for slot, sample in enumerate(fresh, len(busy)):
@@ -202,10 +199,9 @@ class Slots:
             batch = max(1, at_once // len(unread[0][0]))
             texts, rows = zip(*unread[:batch])
             del unread[:batch]
-            ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
-            ids = ids.to(self.start.device)
-            column = torch.arange(ids.shape[1], device=ids.device)
-            self.place = self.start[list(rows), None] + column          # (R, T)
+            ids = pad_sequence([self.numbers.new_tensor(text) for text in texts], batch_first=True)
+            self.row = self.numbers.new_tensor(rows)[:, None]           # (R, 1)
+            self.at = self.numbers[:ids.shape[1]]                       # (T,)
             self.used = None
             self.model.base_model(input_ids=ids, use_cache=False, slots=self)
 
@@ -213,54 +209,54 @@ class Slots:
         """The keys and values of the slots `source` into the slots `target`, lists both."""
         for pair in self.slab.values():
             for x in pair:
-                x = x.view(len(self.pos), -1)
+                x = x.view(len(self.pos), -1)                           # (slots, ...)
                 x[target] = x[source]
 
     def aim(self, B):
         """What the layers read next is one token for each row of the first B slots."""
         self.at = self.pos[:B].view(-1, 1)                              # (R, 1)
-        self.place = self.start[:len(self.at), None] + self.at
-        self.used = (self.at[:, 0] + 1).int()
+        rows = self.numbers[:len(self.at) + 1]
+        self.row = rows[:-1, None]
+        self.start = rows.int(), rows.int() * self.columns
+        self.used = self.at[:, 0].int() + 1
         if not self.flash:
             # Added to the scores: -inf on what a row has not filled.
-            unseen = torch.arange(self.reach, device=self.at.device) > self.at
-            bias = torch.zeros(unseen.shape, dtype=self.model.dtype, device=self.at.device)
+            unseen = self.numbers[:self.reach] > self.at
+            bias = torch.zeros_like(unseen, dtype=self.model.dtype)
             self.bias = bias.masked_fill_(unseen, -torch.inf)[:, None, None]
 
     def attend(self, layer, q, k, v, scale):
         """q (R, heads, T, dim), k and v (R, kv heads, T, dim) -> (R, T, heads, dim)."""
+        R, heads = q.shape[:2]
         if layer not in self.slab:
-            size = self.pos.numel() * self.columns
-            self.slab[layer] = [x.new_zeros(size, x.shape[1], x.shape[3]) for x in (k, v)]
+            shape = self.pos.numel(), self.columns, k.shape[1]
+            self.slab[layer] = k.new_zeros(*shape, k.shape[3]), v.new_zeros(*shape, v.shape[3])
             self.flash = flash_fits(q, k, v)
         keys, values = self.slab[layer]
-        place = self.place.flatten()
-        keys.index_copy_(0, place, k.transpose(1, 2).flatten(0, 1))
-        values.index_copy_(0, place, v.transpose(1, 2).flatten(0, 1))
+        keys[self.row, self.at] = k.transpose(1, 2)
+        values[self.row, self.at] = v.transpose(1, 2)
         if self.used is None:
-            out = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-            return out.transpose(1, 2)
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
         attend = self.attend_flash if self.flash else self.attend_masked
-        return attend(q, keys, values, scale).reshape(len(q), 1, q.shape[1], -1)
+        return attend(q, keys[:R], values[:R], scale).reshape(R, 1, heads, -1)
 
     def attend_masked(self, q, keys, values, scale):
         """One query a row against `reach` columns -> (R, kv heads, group, dim)."""
-        R, kv_heads = len(q), keys.shape[1]
-        keys = keys.unflatten(0, (-1, self.columns))[:R, :self.reach]   # (R, reach, kv heads, dim)
-        values = values.unflatten(0, (-1, self.columns))[:R, :self.reach]
+        keys = keys[:, :self.reach].transpose(1, 2)                     # (R, kv heads, reach, dim)
+        values = values[:, :self.reach].transpose(1, 2)
         # Query heads that share a key head become query positions: the keys are read once.
-        q = q.reshape(R, kv_heads, -1, q.shape[3])
-        return F.scaled_dot_product_attention(
-            q, keys.transpose(1, 2), values.transpose(1, 2), self.bias, scale=scale)
+        R, kv_heads, _, dim = keys.shape
+        q = q.reshape(R, kv_heads, -1, dim)
+        return F.scaled_dot_product_attention(q, keys, values, self.bias, scale=scale)
 
     def attend_flash(self, q, keys, values, scale):
         """The same by a kernel that is told how much each row has filled -> (R, heads, dim)."""
-        R = len(q)
-        size = R * self.columns
-        return torch.ops.aten._flash_attention_forward(
-            q[:, :, 0], keys[:size], values[:size], self.row[:R + 1], self.start[:R + 1],
-            1, self.columns, 0.0, False, False, scale=scale, seqused_k=self.used)[0]
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)         # (R columns, kv heads, dim)
+        out = torch.ops.aten._flash_attention_forward(
+            q[:, :, 0], keys, values, *self.start, 1, self.columns, 0.0, False, False,
+            scale=scale, seqused_k=self.used)
+        return out[0]
 
     def forward(self, B):
         """Logits (B, streams, V) of the tokens after `last`."""
@@ -274,7 +270,8 @@ class Slots:
         # A graph fixes how much attention reads, unless the kernel is told on the device.
         if not self.flash:
             return self.forward(B)
-        size = min(len(self.pos), max(8, 1 << (B - 1).bit_length()))    # a power of two
+        power_of_two = 1 << (B - 1).bit_length()
+        size = min(len(self.pos), max(8, power_of_two))
         if size not in self.graphs:
             self.graphs[size] = self.capture(size)
         graph, logits = self.graphs[size]
@@ -295,8 +292,7 @@ class Slots:
             for cause in (error, error.__context__):
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause
-            warnings.warn(f"no CUDA graph of {type(self.model).__name__}, kernels are launched "
-                          f"one by one: {error}")
+            warnings.warn(f"no CUDA graph of {type(self.model).__name__}: {error}")
             return None, None
         finally:
             torch.cuda.set_stream(stream)       # a capture that failed leaves its own current
@@ -304,9 +300,8 @@ class Slots:
     def advance(self, B, ahead, how, combine):
         """`ahead` tokens for the first B slots -> tokens, logp, entropy: B lists of `ahead`."""
         self.reach = self.pos.max().item() + 1 + ahead
-        fields = self.last, self.pos, self.step, self.state
-        before = [x.clone() for x in fields]
-        last, pos, step, state = (x[:B] for x in fields)
+        before = [x.clone() for x in self.fields]
+        last, pos, step, state, u = (x[:B] for x in self.fields)
         block = []
         for _ in range(ahead):                  # nothing in this loop waits for the device
             logits = self.replay(B).float()                             # (B, streams, V)
@@ -314,8 +309,8 @@ class Slots:
                 logits, state[:] = combine(logits, last[:, 0], step, state)
             else:
                 logits = logits[:, 0]
-            u = self.u[:B].gather(1, step[:, None])                     # (B, 1)
-            drawn = draw(logits, u[:, 0], *how, self.candidates)
+            now = u.gather(1, step[:, None])[:, 0]                      # (B,)
+            drawn = draw(logits, now, *how, self.candidates)
             block.append(drawn)
             last[:] = drawn[0][:, None]         # every stream is fed the sampled token
             pos += 1
@@ -325,22 +320,22 @@ class Slots:
             return tokens.tolist(), logp.tolist(), entropy.tolist()
         # A nucleus was wider than the candidates: the block once more, from now on sorting all.
         self.candidates = logits.shape[1]
-        for x, old in zip(fields, before):
+        for x, old in zip(self.fields, before):
             x.copy_(old)
         return self.advance(B, ahead, how, combine)
 
     def close_ranks(self, busy):
-        """Move the last samples that go on into the slots of those that are done -> the former."""
+        """Move the last samples that go on into the slots of those that are done."""
         B = sum(not sample.done for sample in busy)
         holes = [slot for slot in range(B) if busy[slot].done]
         tail = [slot for slot in range(B, len(busy)) if not busy[slot].done]
         for hole, slot in zip(holes, tail):
             busy[hole] = busy[slot]
-        for x in (self.last, self.pos, self.step, self.state, self.u):
-            x[holes] = x[tail]
+        del busy[B:]
         self.copy(tail, holes)
+        for x in self.fields:
+            x[holes] = x[tail]
         self.pos[B:] = 0                        # free slots in a graph shall read one column
-        return busy[:B]
 
 
 def slab_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None,
@@ -379,16 +374,15 @@ def examine(model, length):
     """ValueError, naming the cause, if the slab cannot serve the model."""
     # What a short text cannot show.
     config = model.config.get_text_config()
-    for kind in getattr(config, "layer_types", None) or []:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise ValueError(f"layers of type {kind}")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    for kind in kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layers of type {kind}")
     window = getattr(config, "sliding_window", None)
     if window and window < length:
         raise ValueError(f"a sliding window of {window}, shorter than length={length}")
-    for module in model.modules():
-        rope = str(getattr(module, "rope_type", None))
-        if "dynamic" in rope or "longrope" in rope:
-            raise ValueError(f"{rope} rope, which depends on the longest row of a batch")
+    rope = str(getattr(config, "rope_parameters", None))
+    if "dynamic" in rope or "longrope" in rope:
+        raise ValueError("dynamic rope: frequencies depend on the longest row of a batch")
 
     # The proof: four texts of eight tokens, read as seven and one, give the model's own logits.
     ids = torch.arange(32, device=model.device).view(4, 8) * 37 + 11
@@ -398,16 +392,14 @@ def examine(model, length):
     slots = Slots(model, 4, 1, 8)
     slots.last[:, 0] = ids[:, 7]
     slots.pos[:] = 7
-    slots.reach = 8
     with attention(model, "slab"):
         slots.read([(ids[row, :7].tolist(), row) for row in range(4)])
         got = slots.forward(4)[:, 0].float()
     # The median row: bf16 may send a token to another expert, but a wrong model errs in all rows.
     error = (got - want).abs().amax(-1) / want.abs().amax(-1)
-    error = error.median().item()
     exact = model.device.type == "cpu" and model.dtype == torch.float32
-    if not error < (1e-4 if exact else 5e-2):
-        raise ValueError(f"its logits through the slab are off by {error:.1e} of their size")
+    if not error.median() < (1e-4 if exact else 5e-2):
+        raise ValueError(f"its logits through the slab are off by {error.median():.1e} of them")
 
 
 # ---- the sampler ---------------------------------------------------------------------------------
@@ -416,8 +408,8 @@ class Sampler:
     """Samples from a decoder-only Hugging Face model, `rows` side by side, of texts of at most
     `length` tokens. ValueError for a model that the slab cannot serve.
 
-    The model is used as it is, so its weights may change between calls. With `dtype` the sampler
-    keeps a twin in that precision (bf16 beside float32 weights that learn), as of the last `sync`.
+    The model's weights may change between calls. With `dtype` the sampler keeps a twin in that
+    precision (bf16 beside float32 weights that learn), as of the last `sync`.
     """
 
     def __init__(self, model, rows=64, length=2048, streams=1, dtype=None):
@@ -432,8 +424,7 @@ class Sampler:
         try:
             examine(model, length)
         except Exception as error:
-            name = type(model).__name__
-            raise ValueError(f"the sampler cannot serve {name}: {error}") from error
+            raise ValueError(f"the sampler cannot serve {type(model).__name__}: {error}") from error
         self.model, self.rows, self.length, self.streams = model, rows, length, streams
         self.every = 32 if model.device.type == "cuda" else 4       # tokens between looks
 
@@ -452,8 +443,7 @@ class Sampler:
         stop            ids of the tokens that end a sample; None: the model's own EOS
         temperature     0 is greedy; top_k=0 and top_p=1 truncate nothing
         combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled
-                        so far, state (R,) int64, at first 0) -> log-probs (R, V), normalised or
-                        not; the new state (R,)
+                        so far, state (R,) int64, at first 0) -> logits (R, V), the new state (R,)
         halt            (list of tokens sampled so far) -> the length to cut the sample to, or None;
                         asked every `every` tokens, and what it cuts is not finished
         ValueError, naming the prompt, for what cannot be sampled.
@@ -466,17 +456,17 @@ class Sampler:
             stop = self.model.generation_config.eos_token_id
             stop = stop if isinstance(stop, list) else [stop]
         samples = self.plan(prompts, n, max_new_tokens)
-        queue = [sample for sample in samples if sample.budget > 0]
         count = min(self.rows, len(samples))
         columns = max(len(text) + sample.budget for sample in samples for text in sample.texts)
         slots = Slots(self.model, count, self.streams, columns)
         how = temperature, top_k, top_p
+        queue = [sample for sample in samples if sample.budget > 0]
         busy = []                               # slot -> sample
         with attention(self.model, "slab"):
             while queue or busy:
-                fresh = queue[:count - len(busy)]
+                free = count - len(busy)
+                fresh, queue = queue[:free], queue[free:]
                 if fresh:
-                    del queue[:len(fresh)]
                     slots.fill(busy, fresh, seed)
                     busy += fresh
                 # No further than the first budget ends.
@@ -484,13 +474,13 @@ class Sampler:
                 block = slots.advance(len(busy), min(left, self.every), how, combine)
                 for sample, *numbers in zip(busy, *block):
                     sample.take(*numbers, stop, halt)
-                busy = slots.close_ranks(busy)
+                slots.close_ranks(busy)
         return samples
 
     def plan(self, prompts, n, max_new_tokens):
-        """Check the request and make a list of empty samples of it."""
+        """Check the request -> its samples, still empty."""
         budgets = max_new_tokens
-        if not isinstance(budgets, (list, tuple)):
+        if isinstance(budgets, int):
             budgets = [budgets] * len(prompts)
         if not 0 < len(prompts) == len(budgets):
             raise ValueError(f"{len(prompts)} prompts and {len(budgets)} values of max_new_tokens")
@@ -502,10 +492,8 @@ class Sampler:
             if len(texts) != self.streams:
                 raise ValueError(f"prompt {i} needs {self.streams} texts, one a stream")
             for text in texts:
-                if len(text) == 0:
-                    raise ValueError(f"prompt {i} is empty")
-                if min(text) < 0 or max(text) >= vocabulary:
-                    raise ValueError(f"prompt {i} has an id outside the vocabulary of {vocabulary}")
+                if not text or min(text) < 0 or max(text) >= vocabulary:
+                    raise ValueError(f"prompt {i} is empty or outside the vocabulary {vocabulary}")
                 if budget < 0 or len(text) + budget > self.length:
                     raise ValueError(f"prompt {i}: {len(text)} tokens and {budget} new ones do not "
                                      f"fit length={self.length}")
@@ -517,27 +505,24 @@ class Sampler:
 
 
 def main():
-    """Six problems of the toy pass through three slots; then `generate` answers them one by one."""
+    """Six problems of the toy pass through three slots; then `generate` answers them."""
     import toy
+    from eval import prompt_ids
 
     model, tokenizer = toy.base_model(0)
-    sampler = Sampler(model, rows=3, length=128)
-    sampler.every = 16
-    prompts = []
-    for problem in toy.problems("train", 6):
-        turns = [{"role": "user", "content": problem["problem"]}]
-        chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-        prompts.append(chat.input_ids)
+    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in toy.problems("train", 6)]
 
     def look(tokens):
         print(f"{len(tokens):3} tokens: {tokenizer.decode(tokens)}")
 
     print("What three slots hold at every look; a fresh sample comes behind those that go on.\n")
+    sampler = Sampler(model, rows=3, length=128)
+    sampler.every = 16
     samples = sampler(prompts, max_new_tokens=48, temperature=0.0, halt=look)
     equal = 0
     for prompt, sample in zip(prompts, samples):
         text = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=48)
-        equal += text[0, len(prompt):].tolist() == sample.tokens
+        equal += text[0].tolist() == prompt + sample.tokens
     print(f"\n{equal} of {len(samples)} texts are those of generate, token by token")
 
 

@@ -147,7 +147,6 @@ def layer_attention(size):
         for rows in (8, *size.rows):
             slots = Slots(SimpleNamespace(device=size.device, dtype=size.dtype), rows, 1, context)
             slots.pos += context - 1
-            slots.reach = context
             slots.aim(rows)
             q = torch.randn(rows, 12, 1, 128, device=size.device, dtype=size.dtype)
             k = torch.randn(rows, 2, 1, 128, device=size.device, dtype=size.dtype)
@@ -178,7 +177,6 @@ def step(size):
         slots = Slots(model, rows, 1, context)
         slots.read([([5] * (context - 1), row) for row in range(rows)])
         slots.pos += context - 1
-        slots.reach = context
         eager = seconds(lambda: slots.forward(rows))
         with torch.profiler.profile() as profile:
             slots.forward(rows)

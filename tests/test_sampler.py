@@ -301,7 +301,7 @@ def poison(slots, first):
     for pair in slots.slab.values():
         for x in pair:
             for row, column in enumerate(first):
-                x.unflatten(0, (-1, slots.columns))[row, column:] = 50.0
+                x[row, column:] = 50.0
 
 
 def test_poisoned_columns_change_nothing(model, monkeypatch):
@@ -392,7 +392,7 @@ def test_stop_defaults_to_the_models_own(model):
     ([], {}, "0 prompts"),
     ([[5], []], {"n": 2}, "prompt 1 is empty"),
     ([[5] * 10, [5] * 60], {}, "prompt 1: 60 tokens and 8 new ones do not fit length=64"),
-    ([[5, V]], {}, "prompt 0 .*vocabulary of 64"),
+    ([[5, V]], {}, "prompt 0 .*vocabulary 64"),
     ([[5, -1]], {}, "prompt 0 .*vocabulary"),
     ([[5], [6]], {"max_new_tokens": [1]}, "2 prompts and 1 values"),
     ([[5], [6]], {"max_new_tokens": [1, -2]}, "prompt 1"),
@@ -603,8 +603,7 @@ def test_flash_layout_equals_plain_attention(kv_heads, flash):
     k, v = (torch.randn(6, kv_heads, 30, 8, generator=g) for _ in range(2))
     q = torch.randn(6, 4, 30, 8, generator=g)
     slots = Slots(build(), 6, 1, 40)
-    slots.place = slots.start[:6, None] + torch.arange(30)
-    slots.used = None
+    slots.row, slots.at, slots.used = torch.arange(6)[:, None], torch.arange(30), None
     slots.attend(0, q, k, v, 0.3)
     new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g)
                            for heads in (4, kv_heads, kv_heads))
