@@ -2,24 +2,19 @@
 sampler.py - sampling from a language model in batches: where all the methods spend their time.
 
 `model.generate` left-pads a batch, grows its cache by concatenation, and runs until the longest row
-is done. Here keys and values live in one slab in which column c of a row always holds its token c.
-While a call lasts, the model's attention is replaced by one function that writes a column and looks
-at those before it. A sample that is done leaves its slot to the next. The samples are those of
-`generate`, in less time.
+is done. Here column c of a row of one slab always holds the keys and values of its token c: while a
+call lasts, the model's attention is replaced by a function that writes a column and looks at those
+before it. A sample that is done leaves its slot to the next.
 
     slot      one of `rows` places in the batch, which a sample occupies until it is done
     stream    with streams=2 a slot is two rows: two contexts, fed the same sampled tokens
-    last      the token that a row is fed next
-    pos       its position, hence the column of the slab it fills
+    last      the token that a row is fed next; pos: its position, hence the column it fills
     reach     how many columns attention looks at: those of the longest row
     logp      log p(y_t), entropy H[p_t]: of the temperature-scaled, untruncated distribution, nats
 
 Sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j,
-step) and on nothing else. So neither `rows`, nor the order of the prompts, nor their company change
-a sample, as far as float rounding permits.
-
-Left out: beam search, repetition penalties, sliding windows shorter than `length`, paged caches,
-speculative decoding, several GPUs. A model that cannot be served is refused by name.
+step) alone: but for float rounding, neither `rows` nor order nor company change a sample. Left out:
+beams, penalties, sliding windows shorter than `length`, paged caches, speculation, several GPUs.
 
     python sampler.py              how slots are refilled; the texts are those of generate: seconds
     python -m experiments.race     how much faster than generate
@@ -38,8 +33,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
-# cuDNN's attention, torch's first choice on Hopper, builds a plan for every new shape, which takes
-# a good part of a second. Prompts and ragged micro-batches have a new shape nearly every time.
+# cuDNN's attention, torch's first choice on Hopper, takes a good part of a second for every new
+# shape, and prompts and ragged micro-batches have a new shape nearly every time.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 CANDIDATES = 1024       # top-p looks for its nucleus among so many tokens, before it sorts them all
@@ -53,31 +48,27 @@ class Sample:
     logp: list = field(default_factory=list)        # nats, one a token
     entropy: list = field(default_factory=list)     # nats, one a token
     finished: bool = False                          # by a stop token
-    texts: tuple = field(default=(), repr=False)    # the prompt, one tuple of ids a stream
-    prompt: int = 0                                 # its number, or that of an equal one before it
+    texts: tuple = ()                               # the prompt, one tuple of ids a stream
     number: int = 0                                 # which sample of its prompt this is
     budget: int = 0                                 # how many tokens it may have
     done: bool = False
 
-    def take(self, tokens, logp, entropy, stop):
-        """Add sampled tokens, up to the first stop token or the budget."""
+    def take(self, tokens, logp, entropy, stop, halt):
+        """Add sampled tokens up to the first stop token, then cut where `halt` says."""
         for token, token_logp, token_entropy in zip(tokens, logp, entropy):
-            if self.done:
-                break
             self.tokens.append(token)
             self.logp.append(token_logp)
             self.entropy.append(token_entropy)
-            self.finished = token in stop
-            self.done = self.finished or len(self.tokens) == self.budget
-
-    def cut(self, length):
-        """End it after `length` tokens (None: go on), unless it has just ended there by itself."""
-        if length is None or (self.done and length == len(self.tokens)):
-            return
-        for numbers in (self.tokens, self.logp, self.entropy):
-            del numbers[length:]
-        self.finished = False
-        self.done = True
+            if token in stop:
+                self.finished = True
+                break
+        length = halt(self.tokens) if halt else None
+        if length is not None:
+            self.finished = self.finished and length == len(self.tokens)
+            for numbers in (self.tokens, self.logp, self.entropy):
+                del numbers[length:]
+            self.budget = len(self.tokens)
+        self.done = self.finished or len(self.tokens) == self.budget
 
 
 # ---- one token -----------------------------------------------------------------------------------
@@ -92,30 +83,31 @@ def uniforms(seed, sample):
 
 def invert(p, u):
     """The first index at which the cumulative sum of p (R, V) exceeds the share u (R,) of its
-    total -> (R, 1). By rounding p may be 0 there: that is for the caller to see.
-
-    In two levels, since a cumulative sum over a vocabulary is slow: which block, then where in it.
-    """
+    total -> (R, 1). In two levels, since a cumulative sum over a vocabulary is slow."""
     R, V = p.shape
     size = min(V, 256)
     blocks = F.pad(p, (0, -V % size)).view(R, -1, size)
+    # Which block.
     cdf = blocks.sum(-1).cumsum(-1)                                     # (R, blocks)
     target = u[:, None] * cdf[:, -1:]                                   # (R, 1)
     block = torch.searchsorted(cdf, target, right=True)
     block.clamp_(max=cdf.shape[1] - 1)
-    # The same inside the block, for what is left of the target.
+    # Where in it, for what is left of the target.
     target -= F.pad(cdf, (1, 0)).gather(1, block)
     inside = blocks.take_along_dim(block[:, :, None], 1)[:, 0]          # (R, size)
     place = torch.searchsorted(inside.cumsum(-1), target, right=True)
-    return (block * size + place).clamp_(max=V - 1)
+    place.clamp_(max=size - 1)
+    # Rounding may lead to where p is 0.
+    likeliest = inside.argmax(-1, keepdim=True)
+    place = torch.where(inside.gather(1, place) > 0, place, likeliest)
+    return block * size + place
 
 
 def truncate(p, top_k, top_p, candidates):
-    """Keep the top_k likeliest tokens (0: all), and of those the fewest that hold top_p of their
-    mass.
+    """Of the top_k likeliest tokens (0: `candidates`) the fewest that hold top_p of the mass.
 
-    p (R, V) -> kept (R, k), not renormalised, 0 behind the nucleus; their ids (R, k); fits (R,)
-    bool: without top_k only so many `candidates` are looked at, and a nucleus may be wider.
+    p (R, V) -> kept (R, k), not renormalised, 0 behind the nucleus; ids (R, k); fits (R,) bool:
+    whether the nucleus is no wider than the candidates.
     """
     k = min(top_k or candidates, p.shape[1])
     top, ids = p.topk(k)
@@ -124,88 +116,75 @@ def truncate(p, top_k, top_p, candidates):
     before = top.cumsum(-1) - top
     kept = top * (before < top_p * mass)
     everything = k in (top_k, p.shape[1])
-    fits = (kept[:, -1] == 0) | everything
-    return kept, ids, fits
+    return kept, ids, (kept[:, -1] == 0) | everything
 
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
-    """The next tokens, and what the distribution says of them. First temperature, then top_k, then
-    top_p, as in Hugging Face. Temperature 0 is argmax, with logp and entropy of temperature 1.
+    """logits (R, V) float32, u (R,) in [0, 1) -> token int64, logp, entropy, fits, all (R,).
 
-    logits (R, V) float32, u (R,) in [0, 1) -> token (R,) int64, logp (R,), entropy (R,), fits (R,)
+    First temperature, then top_k, then top_p. At temperature 0 logp and entropy are those of 1.
     """
     if temperature not in (0, 1):
         logits = logits / temperature
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
-    entropy = -(p * log_p.clamp_min(-200)).sum(-1)      # 0 * inf is NaN, and p is 0 long before
-    likeliest = logits.argmax(-1, keepdim=True)                         # (R, 1)
+    entropy = -(p * log_p).nansum(-1)                   # 0 * log 0 is NaN and counts as 0
     fits = torch.ones_like(u, dtype=torch.bool)
     if temperature == 0:
-        token = likeliest
+        token = logits.argmax(-1, keepdim=True)                         # (R, 1)
+    elif top_k or top_p < 1:
+        kept, ids, fits = truncate(p, top_k, top_p, candidates)
+        token = ids.gather(1, invert(kept, u))
     else:
-        if top_k or top_p < 1:
-            kept, ids, fits = truncate(p, top_k, top_p, candidates)
-            place = invert(kept, u)
-            token, mass = ids.gather(1, place), kept.gather(1, place)
-        else:
-            token = invert(p, u)
-            mass = p.gather(1, token)
-        # Rounding may lead out of the support.
-        token = torch.where(mass > 0, token, likeliest)
-    return token[:, 0], log_p.gather(1, token)[:, 0], entropy, fits
+        token = invert(p, u)
+    logp = log_p.gather(1, token)
+    return token[:, 0], logp[:, 0], entropy, fits
 
 
 # ---- the slots, the slab, and the attention that reads it ----------------------------------------
 
 def flash_fits(q, k, v):
     """Whether the kernel of flash attention takes these queries, keys and values."""
-    if not q.is_cuda or q.dtype == torch.float32:
-        return False
     dim = k.shape[3]
-    recent = torch.cuda.get_device_capability(q.device) >= (8, 0)
-    return recent and v.shape[3] == dim and dim % 8 == 0 and dim <= 256
+    if not q.is_cuda or q.dtype == torch.float32 or torch.cuda.get_device_capability()[0] < 8:
+        return False
+    return v.shape[3] == dim and dim % 8 == 0 and dim <= 256
 
 
 class Slots:
     """What a call keeps on the device. The slots in use come first; a slot is `streams` rows.
 
-    A model called with `slots=` reads either prompts (row i of its batch fills row target[i] of the
-    slab, from column 0 on) or one token a row (row i fills column pos[i] and looks back from it).
+    The model writes keys and values to rows `row` and columns `at` of the slab, of prompts, or of
+    one token a row: then `used` says how many columns each row has filled.
     """
 
-    def __init__(self, model, count, streams, columns, longest):
+    def __init__(self, model, count, streams, columns):
         self.model, self.streams, self.columns = model, streams, columns
-        self.longest = longest                  # text: a layer that looks less far back is refused
-        self.layers = {}                        # keys and values: (rows, columns, kv heads, dim)
+        self.slab = {}          # layer -> keys and values, each (rows, columns, kv heads, dim)
+        self.numbers = torch.arange(count * streams + columns, device=model.device)
+        self.reach = columns
         self.flash = False                      # until a layer says otherwise
         self.graphs = {}                        # number of slots -> CUDA graph, its logits
         self.candidates = CANDIDATES
-        zeros = torch.zeros(count, streams, dtype=torch.long, device=model.device)
-        self.last = zeros
-        self.pos = zeros.clone()
-        self.step = zeros[:, 0].clone()         # tokens sampled so far
-        self.state = zeros[:, 0].clone()        # what `combine` remembers
+        self.last = self.numbers.new_zeros(count, streams)
+        self.pos = self.last.clone()
+        self.step = self.last[:, 0].clone()     # tokens sampled so far
+        self.state = self.step.clone()          # what `combine` remembers
         self.u = torch.zeros(count, columns, device=model.device)       # the random numbers
-
-    def tensor(self, numbers):
-        return torch.tensor(numbers, device=self.pos.device)
+        self.fields = self.last, self.pos, self.step, self.state, self.u
 
     def fill(self, busy, fresh, seed):
-        """Put samples into the slots behind the busy ones. A prompt that the slab holds is copied,
-        a new one is read, once."""
-        home = {sample.prompt: slot for slot, sample in enumerate(busy)}
+        """Put samples behind the busy ones. A prompt that the slab holds is copied, not read."""
+        home = {sample.texts: slot for slot, sample in enumerate(busy)}
         unread, source, target = [], [], []
         for slot, sample in enumerate(fresh, len(busy)):
-            known = sample.prompt in home
-            if known:
-                source.append(home[sample.prompt])
+            first = home.setdefault(sample.texts, slot)
+            if first != slot:
+                source.append(first)
                 target.append(slot)
-            else:
-                home[sample.prompt] = slot
             for stream, text in enumerate(sample.texts):
                 # The last token is the first input of `advance`: there is one way to sample.
-                if not known:
+                if first == slot and len(text) > 1:
                     unread.append((text[:-1], slot * self.streams + stream))
                 self.last[slot, stream] = text[-1]
                 self.pos[slot, stream] = len(text) - 1
@@ -213,189 +192,168 @@ class Slots:
             self.state[slot] = 0
             self.u[slot, :sample.budget] = uniforms(seed, sample)
         self.read(unread)
-        if source:
-            longest = max(len(text) for sample in fresh for text in sample.texts)
-            self.copy(self.tensor(source), self.tensor(target), longest)
+        self.copy(source, target)
 
     def read(self, unread, at_once=8192):
         """Prefill texts, a list of (text, row), about `at_once` tokens at a time, right-padded."""
-        unread = [pair for pair in unread if len(pair[0]) > 0]
         unread.sort(key=lambda pair: len(pair[0]), reverse=True)
         while unread:
             batch = max(1, at_once // len(unread[0][0]))
             texts, rows = zip(*unread[:batch])
             del unread[:batch]
-            ids = pad_sequence([self.tensor(text) for text in texts], batch_first=True)
-            at = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-            self.target = self.tensor(rows)
-            self.model.base_model(input_ids=ids, position_ids=at, use_cache=False, slots=self)
+            texts = [self.numbers.new_tensor(text) for text in texts]
+            ids = pad_sequence(texts, batch_first=True)                 # (R, T)
+            self.row = self.numbers.new_tensor(rows)[:, None]           # (R, 1)
+            self.at = self.numbers[:ids.shape[1]]                       # (T,)
+            self.used = None
+            self.model.base_model(input_ids=ids, use_cache=False, slots=self)
 
-    def aim(self, rows, reach):
-        """What the next layers read is a token a row."""
-        self.target, self.shared, self.reach = None, None, reach
-        self.row = torch.arange(rows, device=self.pos.device)
-        self.at = self.pos.view(-1)[:rows]
+    def copy(self, source, target):
+        """The keys and values of the slots `source` into the slots `target`, lists both."""
+        for pair in self.slab.values():
+            for x in pair:
+                x = x.view(len(self.pos), -1)                           # (slots, ...)
+                x[target] = x[source]
+
+    def aim(self, B):
+        """What the layers read next is one token for each row of the first B slots."""
+        self.at = self.pos[:B].view(-1, 1)                              # (R, 1)
+        self.row = self.numbers[:len(self.at), None]
+        self.used = self.at[:, 0].int() + 1
+        # For flash attention: where each row's queries and keys start.
+        start = self.numbers[:len(self.at) + 1].int()
+        self.start = start, start * self.columns
+        if not self.flash:
+            # Added to the scores: -inf on what a row has not filled.
+            unseen = self.numbers[:self.reach] > self.at
+            bias = torch.zeros_like(unseen, dtype=self.model.dtype)
+            bias.masked_fill_(unseen, -torch.inf)
+            self.bias = bias[:, None, None]
 
     def attend(self, layer, q, k, v, scale):
-        """q (B, heads, T, dim), k and v (B, kv heads, T, dim) -> (B, T, heads, dim)."""
-        B, heads, T, _ = q.shape
-        kv_heads = k.shape[1]
-        if layer not in self.layers:
-            shape = self.pos.numel(), self.columns, kv_heads
+        """q (R, heads, T, dim), k and v (R, kv heads, T, dim) -> (R, T, heads, dim)."""
+        R, heads = q.shape[:2]
+        if layer not in self.slab:
+            shape = self.pos.numel(), self.columns, k.shape[1]
             keys = k.new_zeros(*shape, k.shape[3])
             values = v.new_zeros(*shape, v.shape[3])
-            self.layers[layer] = keys, values
+            self.slab[layer] = keys, values
             self.flash = flash_fits(q, k, v)
-        keys, values = self.layers[layer]
-
-        if self.target is not None:
-            keys[self.target, :T] = k.transpose(1, 2)
-            values[self.target, :T] = v.transpose(1, 2)
-            k = k.repeat_interleave(heads // kv_heads, 1)
-            v = v.repeat_interleave(heads // kv_heads, 1)
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-            return out.transpose(1, 2)
-
-        keys[self.row, self.at] = k[:, :, 0]
-        values[self.row, self.at] = v[:, :, 0]
+        keys, values = self.slab[layer]
+        keys[self.row, self.at] = k.transpose(1, 2)
+        values[self.row, self.at] = v.transpose(1, 2)
+        if self.used is None:
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
         attend = self.attend_flash if self.flash else self.attend_masked
-        out = attend(q, keys[:B], values[:B], scale)
-        return out.reshape(B, 1, heads, -1)
+        out = attend(q, keys[:R], values[:R], scale)
+        return out.reshape(R, 1, heads, -1)
 
     def attend_masked(self, q, keys, values, scale):
-        """One query a row against `reach` columns -> (B, kv heads, group, dim)."""
-        if self.shared is None:
-            # For all layers, added to the scores: -inf on what a row has not filled.
-            unseen = torch.arange(self.reach, device=q.device) > self.at[:, None]
-            bias = torch.zeros(unseen.shape, dtype=q.dtype, device=q.device)
-            self.shared = bias.masked_fill_(unseen, -torch.inf)[:, None, None]
-        keys = keys[:, :self.reach].transpose(1, 2)                     # (B, kv heads, reach, dim)
+        """One query a row against `reach` columns -> (R, kv heads, group, dim)."""
+        keys = keys[:, :self.reach].transpose(1, 2)                     # (R, kv heads, reach, dim)
         values = values[:, :self.reach].transpose(1, 2)
         # Query heads that share a key head become query positions: the keys are read once.
-        B, kv_heads, _, dim = keys.shape
-        q = q.reshape(B, kv_heads, -1, dim)
-        return F.scaled_dot_product_attention(q, keys, values, self.shared, scale=scale)
+        R, kv_heads, _, dim = keys.shape
+        q = q.reshape(R, kv_heads, -1, dim)
+        return F.scaled_dot_product_attention(q, keys, values, self.bias, scale=scale)
 
     def attend_flash(self, q, keys, values, scale):
-        """The same by a kernel that is told how much each row has filled -> (B, heads, dim)."""
-        if self.shared is None:
-            # For all layers: where rows start in the line of all columns, and what they use.
-            start = torch.arange(len(q) + 1, device=q.device, dtype=torch.int32)
-            self.shared = start, start * self.columns, (self.at + 1).int()
-        start_q, start_k, used = self.shared
-        keys = keys.flatten(0, 1)                                       # (B columns, kv heads, dim)
+        """The same by a kernel that is told how much each row has filled -> (R, heads, dim)."""
+        keys = keys.flatten(0, 1)                                       # (R columns, kv heads, dim)
         values = values.flatten(0, 1)
         out = torch.ops.aten._flash_attention_forward(
-            q[:, :, 0], keys, values, start_q, start_k, 1, self.columns, 0.0, False, False,
-            scale=scale, seqused_k=used)
+            q[:, :, 0], keys, values, *self.start, 1, self.columns, 0.0, False, False,
+            scale=scale, seqused_k=self.used)
         return out[0]
 
-    def forward(self, B, reach):
-        """Logits (B, streams, V) of the tokens after `last`; no row has filled more than reach."""
-        self.aim(B * self.streams, reach)
+    def forward(self, B):
+        """Logits (B, streams, V) of the tokens after `last`."""
+        self.aim(B)
         ids = self.last[:B].view(-1, 1)
-        out = self.model(input_ids=ids, position_ids=self.at[:, None], use_cache=False, slots=self)
+        out = self.model(input_ids=ids, position_ids=self.at, use_cache=False, slots=self)
         return out.logits.view(B, self.streams, -1)
 
-    def replay(self, B, reach):
+    def replay(self, B):
         """`forward` from a CUDA graph, if there can be one."""
         # A graph fixes how much attention reads, unless the kernel is told on the device.
         if not self.flash:
-            return self.forward(B, reach)
+            return self.forward(B)
         power_of_two = 1 << (B - 1).bit_length()
         size = min(len(self.pos), max(8, power_of_two))
         if size not in self.graphs:
             self.graphs[size] = self.capture(size)
         graph, logits = self.graphs[size]
         if graph is None:
-            return self.forward(B, reach)
+            return self.forward(B)
         graph.replay()
         return logits[:B]
 
     def capture(self, size):
         """Record `forward` -> graph, the logits it writes; None, None if the model forbids it."""
-        self.forward(size, self.columns)        # warms up; done twice, a step writes the same
-        stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        self.forward(size)                      # warms up; done twice, a step writes the same
+        stream = torch.cuda.current_stream()
+        graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                logits = self.forward(size, self.columns)
-            return graph, logits
+                return graph, self.forward(size)
         except RuntimeError as error:
             # Leaving a broken capture raises anew: what went wrong first is its context.
             for cause in (error, error.__context__):
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause
-            warnings.warn(f"no CUDA graph of {type(self.model).__name__}, kernels are launched "
-                          f"one by one: {error}")
+            warnings.warn(f"no CUDA graph of {type(self.model).__name__}: {error}")
             return None, None
         finally:
             torch.cuda.set_stream(stream)       # a capture that failed leaves its own current
 
-    def advance(self, B, ahead, reach, how, combine):
+    def advance(self, B, ahead, how, combine):
         """`ahead` tokens for the first B slots -> tokens, logp, entropy: B lists of `ahead`."""
-        last = self.last[:B]
-        pos = self.pos[:B]
-        step = self.step[:B]
-        state = self.state[:B]
-        before = last.clone(), pos.clone(), step.clone(), state.clone()
+        self.reach = self.pos.max().item() + 1 + ahead
+        before = [x.clone() for x in self.fields]
+        last, pos, step, state, u = (x[:B] for x in self.fields)
         block = []
         for _ in range(ahead):                  # nothing in this loop waits for the device
-            logits = self.replay(B, reach).float()                      # (B, streams, V)
+            logits = self.replay(B).float()                             # (B, streams, V)
             if combine:
                 logits, state[:] = combine(logits, last[:, 0], step, state)
             else:
                 logits = logits[:, 0]
-            u = self.u[:B].gather(1, step[:, None])                     # (B, 1)
-            drawn = draw(logits, u[:, 0], *how, self.candidates)
+            now = u.gather(1, step[:, None])[:, 0]                      # (B,)
+            drawn = draw(logits, now, *how, self.candidates)
             block.append(drawn)
             last[:] = drawn[0][:, None]         # every stream is fed the sampled token
             pos += 1
             step += 1
-        tokens, logp, entropy, fits = zip(*block)
-        tokens = torch.stack(tokens, 1)                                 # (B, ahead)
-        logp = torch.stack(logp, 1)
-        entropy = torch.stack(entropy, 1)
-        fits = torch.stack(fits)
+        tokens, logp, entropy, fits = (torch.stack(x, 1) for x in zip(*block))      # (B, ahead)
         if fits.all():
             return tokens.tolist(), logp.tolist(), entropy.tolist()
         # A nucleus was wider than the candidates: the block once more, from now on sorting all.
         self.candidates = logits.shape[1]
-        for x, old in zip((last, pos, step, state), before):
+        for x, old in zip(self.fields, before):
             x.copy_(old)
-        return self.advance(B, ahead, reach, how, combine)
+        return self.advance(B, ahead, how, combine)
 
-    def close_ranks(self, busy, columns):
-        """Move the last samples that go on into the slots of those that are done -> the former."""
+    def close_ranks(self, busy):
+        """Move the last samples that go on into the slots of those that are done."""
         B = sum(not sample.done for sample in busy)
         holes = [slot for slot in range(B) if busy[slot].done]
         tail = [slot for slot in range(B, len(busy)) if not busy[slot].done]
         for hole, slot in zip(holes, tail):
             busy[hole] = busy[slot]
-        if holes:
-            target = self.tensor(holes)
-            source = self.tensor(tail)
-            self.copy(source, target, columns)
-            for x in (self.last, self.pos, self.step, self.state, self.u):
-                x.index_copy_(0, target, x.index_select(0, source))
+        del busy[B:]
+        self.copy(tail, holes)
+        for x in self.fields:
+            x[holes] = x[tail]
         self.pos[B:] = 0                        # free slots in a graph shall read one column
-        return busy[:B]
-
-    def copy(self, source, target, columns):
-        """The first columns of the slots `source` into the slots `target`, index tensors both."""
-        for pair in self.layers.values():
-            for x in pair:
-                x = x.unflatten(0, (-1, self.streams))[:, :, :columns]
-                x.index_copy_(0, target, x.index_select(0, source))
 
 
 def slab_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None,
                    slots=None, dropout=0.0, position_ids=None, is_causal=True, **others):
     """What a layer calls in place of its attention; `slots` is a keyword of the model's call."""
-    if attention_mask is not None:
-        raise ValueError("attention with a mask of its own")
-    if sliding_window is not None and sliding_window < slots.longest:
-        raise ValueError(f"attention with a sliding window of {sliding_window}, shorter than "
-                         f"length={slots.longest}")
+    if sliding_window is not None and sliding_window < slots.columns:
+        raise ValueError(f"attention with a sliding window of {sliding_window}")
+    others["a mask of its own"] = attention_mask
     for name, option in others.items():
         if option is not None and option is not False:
             raise ValueError(f"attention with {name}")
@@ -423,46 +381,38 @@ def attention(model, name):
 
 
 def examine(model, length):
-    """ValueError, naming the model and the cause, if the slab cannot serve it."""
-    def refuse(cause):
-        raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}")
-
+    """ValueError, naming the cause, if the slab cannot serve the model."""
     # What a short text cannot show.
     config = model.config.get_text_config()
-    for kind in getattr(config, "layer_types", None) or []:
-        if kind not in ("full_attention", "sliding_attention"):
-            refuse(f"layers of type {kind}")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    for kind in kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layers of type {kind}")
     window = getattr(config, "sliding_window", None)
-    if window and window < length and getattr(config, "use_sliding_window", True):
-        refuse(f"a sliding window of {window}, shorter than length={length}")
-    for module in model.modules():
-        rope = str(getattr(module, "rope_type", None))
-        if "dynamic" in rope or "longrope" in rope:
-            refuse(f"{rope} rope, whose frequencies depend on the longest row of a batch")
+    if window and window < length:
+        raise ValueError(f"a sliding window of {window}, shorter than length={length}")
+    rope = str(getattr(config, "rope_parameters", None))
+    if "dynamic" in rope or "longrope" in rope:
+        raise ValueError("dynamic rope: frequencies depend on the longest row of a batch")
 
     # The proof: four texts of eight tokens, read as seven and one, give the model's own logits.
     ids = torch.arange(32, device=model.device).view(4, 8) * 37 + 11
     ids %= model.get_input_embeddings().num_embeddings
     with attention(model, "eager"):
         want = model(input_ids=ids, use_cache=False).logits[:, -1].float()
-    slots = Slots(model, 4, 1, 8, length)
-    try:
-        with attention(model, "slab"):
-            slots.read([(ids[row, :7].tolist(), row) for row in range(4)])
-            slots.last[:, 0] = ids[:, 7]
-            slots.pos[:] = 7
-            got = slots.forward(4, 8)[:, 0].float()
-    except Exception as error:
-        refuse(f"{error} (its layers must attend through transformers.AttentionInterface)")
-    if sorted(slots.layers) != list(range(config.num_hidden_layers)):
-        refuse("not all of its layers attend through transformers.AttentionInterface")
+    slots = Slots(model, 4, 1, 8)
+    slots.last[:, 0] = ids[:, 7]
+    slots.pos[:] = 7
+    with attention(model, "slab"):
+        texts = ids[:, :7].tolist()
+        slots.read(list(zip(texts, range(4))))
+        got = slots.forward(4)[:, 0].float()
     # The median row: bf16 may send a token to another expert, but a wrong model errs in all rows.
-    largest = want.abs().amax(-1).clamp_min(1e-6)
+    largest = want.abs().amax(-1)
     error = (got - want).abs().amax(-1) / largest
-    error = error.median().item()
+    error = error.median()
     exact = model.device.type == "cpu" and model.dtype == torch.float32
     if not error < (1e-4 if exact else 5e-2):
-        refuse(f"its logits through the slab are off by {error:.1e} of their size")
+        raise ValueError(f"its logits through the slab are off by {error:.1e} of their size")
 
 
 # ---- the sampler ---------------------------------------------------------------------------------
@@ -471,8 +421,8 @@ class Sampler:
     """Samples from a decoder-only Hugging Face model, `rows` side by side, of texts of at most
     `length` tokens. ValueError for a model that the slab cannot serve.
 
-    The model is used as it is, so its weights may change between calls. With `dtype` the sampler
-    keeps a twin in that precision (bf16 beside float32 weights that learn), as of the last `sync`.
+    The model's weights may change between calls. With `dtype` the sampler keeps a twin in that
+    precision (bf16 beside float32 weights that learn), as of the last `sync`.
     """
 
     def __init__(self, model, rows=64, length=2048, streams=1, dtype=None):
@@ -484,8 +434,12 @@ class Sampler:
         if not any("inv_freq" in name for name, _ in model.named_buffers()):
             # Positions come from a table.
             length = min(length, getattr(model.config, "max_position_embeddings", length))
-        examine(model, length)
-        self.model, self.rows, self.length, self.streams = model, rows, length, streams
+        try:
+            examine(model, length)
+        except Exception as error:
+            raise ValueError(f"the sampler cannot serve {type(model).__name__}: {error}") from error
+        self.model, self.streams = model, streams
+        self.rows, self.length = rows, length
         self.every = 32 if model.device.type == "cuda" else 4       # tokens between looks
 
     def sync(self, model):
@@ -503,8 +457,7 @@ class Sampler:
         stop            ids of the tokens that end a sample; None: the model's own EOS
         temperature     0 is greedy; top_k=0 and top_p=1 truncate nothing
         combine         (logits (R, streams, V), last (R,) the token fed, step (R,) tokens sampled
-                        so far, state (R,) int64, at first 0) -> log-probs (R, V), normalised or
-                        not; the new state (R,)
+                        so far, state (R,) int64, at first 0) -> logits (R, V), the new state (R,)
         halt            (list of tokens sampled so far) -> the length to cut the sample to, or None;
                         asked every `every` tokens, and what it cuts is not finished
         ValueError, naming the prompt, for what cannot be sampled.
@@ -517,98 +470,74 @@ class Sampler:
             stop = self.model.generation_config.eos_token_id
             stop = stop if isinstance(stop, list) else [stop]
         samples = self.plan(prompts, n, max_new_tokens)
+        count = min(self.rows, len(samples))
+        columns = max(len(text) + sample.budget for sample in samples for text in sample.texts)
+        slots = Slots(self.model, count, self.streams, columns)
+        how = temperature, top_k, top_p
+        queue = [sample for sample in samples if sample.budget > 0]
+        busy = []                               # slot -> sample
         with attention(self.model, "slab"):
-            self.run(samples, set(stop), (temperature, top_k, top_p), seed, combine, halt)
+            while queue or busy:
+                free = count - len(busy)
+                fresh, queue = queue[:free], queue[free:]
+                if fresh:
+                    slots.fill(busy, fresh, seed)
+                    busy += fresh
+                # No further than the first budget ends.
+                left = min(sample.budget - len(sample.tokens) for sample in busy)
+                ahead = min(left, self.every)
+                block = slots.advance(len(busy), ahead, how, combine)
+                for sample, *numbers in zip(busy, *block):
+                    sample.take(*numbers, stop, halt)
+                slots.close_ranks(busy)
         return samples
 
     def plan(self, prompts, n, max_new_tokens):
-        """Check the request and make a list of empty samples of it."""
-        if len(prompts) == 0:
-            raise ValueError("no prompts to sample from")
+        """Check the request -> its samples, still empty."""
         budgets = max_new_tokens
-        if not isinstance(budgets, (list, tuple)):
+        if isinstance(budgets, int):
             budgets = [budgets] * len(prompts)
-        if len(budgets) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(budgets)} values of max_new_tokens")
+        if not 0 < len(prompts) == len(budgets):
+            raise ValueError(f"{len(prompts)} prompts and {len(budgets)} values of max_new_tokens")
         vocabulary = self.model.get_input_embeddings().num_embeddings
-        samples, known, count = [], {}, Counter()
+        samples, count = [], Counter()
         for i, (prompt, budget) in enumerate(zip(prompts, budgets)):
             texts = prompt if self.streams > 1 else [prompt]
             texts = tuple(tuple(map(int, text)) for text in texts)
             if len(texts) != self.streams:
                 raise ValueError(f"prompt {i} needs {self.streams} texts, one a stream")
             for text in texts:
-                if len(text) == 0:
-                    raise ValueError(f"prompt {i} is empty")
-                if min(text) < 0 or max(text) >= vocabulary:
-                    raise ValueError(f"prompt {i} has a token outside the vocabulary of "
-                                     f"{vocabulary}")
+                if not text or min(text) < 0 or max(text) >= vocabulary:
+                    raise ValueError(f"prompt {i} is empty or outside the vocabulary {vocabulary}")
                 if budget < 0 or len(text) + budget > self.length:
                     raise ValueError(f"prompt {i}: {len(text)} tokens and {budget} new ones do not "
                                      f"fit length={self.length}")
             # A prompt listed twice goes on counting.
-            first = known.setdefault(texts, i)
             for _ in range(n):
-                samples.append(Sample(texts=texts, prompt=first, number=count[first],
-                                      budget=budget))
-                count[first] += 1
+                samples.append(Sample(texts=texts, number=count[texts], budget=budget))
+                count[texts] += 1
         return samples
-
-    def run(self, samples, stop, how, seed, combine, halt):
-        """The loop: fill the free slots, sample a few tokens, hand them out, close the ranks."""
-        count = min(self.rows, len(samples))
-        columns = max(len(text) + sample.budget for sample in samples for text in sample.texts)
-        slots = Slots(self.model, count, self.streams, columns, self.length)
-        queue = [sample for sample in samples if sample.budget > 0]
-        busy = []                               # slot -> sample
-        while queue or busy:
-            fresh = queue[:count - len(busy)]
-            if fresh:
-                del queue[:len(fresh)]
-                slots.fill(busy, fresh, seed)
-                busy += fresh
-
-            # No further than the first budget ends; and how far that is from the start of a row.
-            ahead, reach = self.every, 0
-            for sample in busy:
-                length = len(sample.tokens)
-                ahead = min(ahead, sample.budget - length)
-                for text in sample.texts:
-                    reach = max(reach, len(text) + length)
-            reach += ahead
-            block = slots.advance(len(busy), ahead, reach, how, combine)
-            for sample, *numbers in zip(busy, *block):
-                sample.take(*numbers, stop)
-                if halt:
-                    sample.cut(halt(sample.tokens))
-            busy = slots.close_ranks(busy, reach)
 
 
 def main():
-    """Six problems of the toy pass through three slots; then `generate` answers them one by one."""
+    """Six problems of the toy pass through three slots; then `generate` answers them."""
     import toy
+    from eval import prompt_ids
 
     model, tokenizer = toy.base_model(0)
-    prompts = []
-    for problem in toy.problems("train", 6):
-        turn = {"role": "user", "content": problem["problem"]}
-        text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
-        prompts.append(tokenizer(text).input_ids)
+    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in toy.problems("train", 6)]
 
     def look(tokens):
         print(f"{len(tokens):3} tokens: {tokenizer.decode(tokens)}")
 
-    print("Three slots, six samples: what each slot holds at every look. A fresh sample comes\n"
-          "behind those that go on.\n")
+    print("What three slots hold at every look; a fresh sample comes behind those that go on.\n")
     sampler = Sampler(model, rows=3, length=128)
     sampler.every = 16
     samples = sampler(prompts, max_new_tokens=48, temperature=0.0, halt=look)
     equal = 0
     for prompt, sample in zip(prompts, samples):
-        ids = torch.tensor([prompt])
-        text = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                              max_new_tokens=48)
-        equal += text[0, len(prompt):].tolist() == sample.tokens
+        text = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=48)
+        equal += text[0].tolist() == prompt + sample.tokens
     print(f"\n{equal} of {len(samples)} texts are those of generate, token by token")
 
 

@@ -145,15 +145,15 @@ def layer_attention(size):
     print("  rows  context  path     us  floor us")
     for context in size.contexts:
         for rows in (8, *size.rows):
-            slots = Slots(SimpleNamespace(device=size.device), rows, 1, context, context)
+            slots = Slots(SimpleNamespace(device=size.device, dtype=size.dtype), rows, 1, context)
             slots.pos += context - 1
-            slots.aim(rows, context)
+            slots.aim(rows)
             q = torch.randn(rows, 12, 1, 128, device=size.device, dtype=size.dtype)
             k = torch.randn(rows, 2, 1, 128, device=size.device, dtype=size.dtype)
             floor = 2 * rows * context * 2 * 128 * k.element_size() / rate
             slots.attend(0, q, k, k, 0.1)
             for slots.flash in (True, False) if slots.flash else (False,):
-                slots.aim(rows, context)
+                slots.aim(rows)
                 took = seconds(lambda: slots.attend(0, q, k, k, 0.1), 20)
                 path = "flash" if slots.flash else "masked"
                 print(f"{rows:6}{context:9}  {path:7}{1e6 * took:4.0f}{1e6 * floor:10.0f}")
@@ -174,13 +174,13 @@ def step(size):
     model = random_model(size.large, size.device, size.dtype)
     rows, context = size.rows[0], size.contexts[0]
     with attention(model, "slab"):
-        slots = Slots(model, rows, 1, context, context)
+        slots = Slots(model, rows, 1, context)
         slots.read([([5] * (context - 1), row) for row in range(rows)])
         slots.pos += context - 1
-        eager = seconds(lambda: slots.forward(rows, context))
+        eager = seconds(lambda: slots.forward(rows))
         with torch.profiler.profile() as profile:
-            slots.forward(rows, context)
-        replayed = seconds(lambda: slots.replay(rows, context))
+            slots.forward(rows)
+        replayed = seconds(lambda: slots.replay(rows))
     count = sum("CUDA" in str(event.device_type) for event in profile.events())
     print(f"{rows} rows, context {context}: {count} kernels, one by one {1e3 * eager:.2f} ms, "
           f"from a graph {1e3 * replayed:.2f} ms")

@@ -298,7 +298,7 @@ def test_draw_stays_in_the_support_at_both_ends(top_p):
 
 def poison(slots, first):
     """Fill all columns from first[row] on with 50."""
-    for pair in slots.layers.values():
+    for pair in slots.slab.values():
         for x in pair:
             for row, column in enumerate(first):
                 x[row, column:] = 50.0
@@ -310,9 +310,9 @@ def test_poisoned_columns_change_nothing(model, monkeypatch):
     want = sampler(ragged(), n=2, max_new_tokens=16, stop=range(4), seed=2)
     forward = Slots.forward
 
-    def poisoned(self, B, reach):
+    def poisoned(self, B):
         poison(self, self.pos.flatten().tolist())
-        return forward(self, B, reach)
+        return forward(self, B)
 
     monkeypatch.setattr(Slots, "forward", poisoned)
     assert tokens(sampler(ragged(), n=2, max_new_tokens=16, stop=range(4), seed=2)) == tokens(want)
@@ -389,12 +389,12 @@ def test_stop_defaults_to_the_models_own(model):
 
 
 @pytest.mark.parametrize("prompts, more, says", [
-    ([], {}, "no prompts"),
+    ([], {}, "0 prompts"),
     ([[5], []], {"n": 2}, "prompt 1 is empty"),
     ([[5] * 10, [5] * 60], {}, "prompt 1: 60 tokens and 8 new ones do not fit length=64"),
-    ([[5, V]], {}, "prompt 0 .*vocabulary of 64"),
+    ([[5, V]], {}, "prompt 0 .*vocabulary 64"),
     ([[5, -1]], {}, "prompt 0 .*vocabulary"),
-    ([[5], [6]], {"max_new_tokens": [1]}, "2 prompts but 1 values"),
+    ([[5], [6]], {"max_new_tokens": [1]}, "2 prompts and 1 values"),
     ([[5], [6]], {"max_new_tokens": [1, -2]}, "prompt 1"),
     ([[5]], {"n": 0}, "n=0"), ([[5]], {"temperature": -1.0}, "temperature=-1"),
     ([[5]], {"top_p": 0.0}, "top_p=0"), ([[5]], {"top_k": -1}, "top_k=-1"),
@@ -602,14 +602,14 @@ def test_flash_layout_equals_plain_attention(kv_heads, flash):
     g = torch.Generator().manual_seed(0)
     k, v = (torch.randn(6, kv_heads, 30, 8, generator=g) for _ in range(2))
     q = torch.randn(6, 4, 30, 8, generator=g)
-    slots = Slots(build(), 6, 1, 40, 40)
-    slots.target = torch.arange(6)
+    slots = Slots(build(), 6, 1, 40)
+    slots.row, slots.at, slots.used = torch.arange(6)[:, None], torch.arange(30), None
     slots.attend(0, q, k, v, 0.3)
     new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g)
                            for heads in (4, kv_heads, kv_heads))
     pos = torch.tensor([0, 29, 12])
     slots.pos[:3, 0] = pos
-    slots.aim(3, 40)
+    slots.aim(3)
     got = slots.attend(0, new_q, new_k, new_v, 0.3)                         # (3, 1, 4, 8)
     for i, p in enumerate(pos.tolist()):
         keys, values = (torch.cat([x[i, :, :p], new[i]], 1) for x, new in ((k, new_k), (v, new_v)))
@@ -639,11 +639,11 @@ def acted(monkeypatch, flash):
     """Graphs and streams that are none, on a CPU that takes itself for a GPU."""
     forward, streams = Slots.forward, ["the stream of the caller"]
 
-    def recording(self, B, reach):
-        logits = forward(self, B, reach).clone()
+    def recording(self, B):
+        logits = forward(self, B).clone()
         if ActedGraph.now:
             ActedGraph.now.size, ActedGraph.now.logits = B, logits
-            ActedGraph.now.call = lambda: forward(self, B, reach)
+            ActedGraph.now.call = lambda: forward(self, B)
         return logits
 
     monkeypatch.setattr(ActedGraph, "captured", [])
@@ -692,9 +692,9 @@ def test_free_slots_of_a_graph_read_one_column(acted, monkeypatch):
     """14 rows, then fewer: what a padded batch steps along behind them stays at position 0."""
     free, replay = [], Slots.replay
 
-    def watched(self, B, reach):
+    def watched(self, B):
         free.append(self.pos[B:].flatten().tolist())
-        return replay(self, B, reach)
+        return replay(self, B)
 
     monkeypatch.setattr(Slots, "replay", watched)
     model = build(Qwen3Config(**SHAPE, head_dim=16))
