@@ -22,6 +22,7 @@ beams, penalties, sliding windows shorter than `length`, paged caches, speculati
 
 import copy
 import hashlib
+import itertools
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -208,10 +209,13 @@ class Slots:
             self.used = None
             self.model.base_model(input_ids=ids, use_cache=False, slots=self)
 
-    def copy(self, source, target):
-        """The keys and values of the slots `source` into the slots `target`, lists both."""
-        for pair in self.slab.values():
-            for x in pair:
+    def copy(self, source, target, fields=()):
+        """Keys, values and `fields` of the slots `source` into the slots `target`, lists both."""
+        if source:
+            # As tensors, once: a list would go to the device anew for every layer.
+            source = self.numbers.new_tensor(source)
+            target = self.numbers.new_tensor(target)
+            for x in [*itertools.chain(*self.slab.values()), *fields]:
                 x = x.view(len(self.pos), -1)                           # (slots, ...)
                 x[target] = x[source]
 
@@ -342,9 +346,7 @@ class Slots:
         for hole, slot in zip(holes, tail):
             busy[hole] = busy[slot]
         del busy[B:]
-        self.copy(tail, holes)
-        for x in self.fields:
-            x[holes] = x[tail]
+        self.copy(tail, holes, self.fields)
         self.pos[B:] = 0                        # free slots in a graph shall read one column
 
 
@@ -495,7 +497,7 @@ class Sampler:
     def plan(self, prompts, n, max_new_tokens):
         """Check the request -> its samples, still empty."""
         budgets = max_new_tokens
-        if isinstance(budgets, int):
+        if not isinstance(budgets, (list, tuple)):
             budgets = [budgets] * len(prompts)
         if not 0 < len(prompts) == len(budgets):
             raise ValueError(f"{len(prompts)} prompts and {len(budgets)} values of max_new_tokens")
