@@ -188,11 +188,9 @@ def read_log(path):
 
 
 def read_rows(path):
-    """A JSONL file or one JSON array, here or on the Hub -> list of (place, row), place being
-    "my.jsonl line 3"."""
+    """A JSONL file or a JSON array, here or on the Hub -> list of ("my.jsonl line 3", row)."""
     path = file = str(path)
-    with blame(f"{path} cannot be read",
-               "; give a .jsonl or .json file in UTF-8 or hf://owner/name/path/to/file.jsonl"):
+    with blame(f"{path} cannot be read", "; give JSON(L) in UTF-8 or hf://owner/name/file.jsonl"):
         if path.startswith("hf://"):
             owner, name, inside = path.removeprefix("hf://").split("/", 2)
             file = huggingface_hub.hf_hub_download(f"{owner}/{name}", inside, repo_type="dataset")
@@ -226,8 +224,7 @@ def load_problems(path, require=("answer",), seed=0):
     problems = []
     for place, row in read_rows(path):
         keys = ", ".join(row) or "none"
-        with blame(place, f"; its keys are: {keys}; other formats: python bridges/convert.py "
-                   "in.jsonl out.jsonl", InputError):
+        with blame(place, f"; its keys are: {keys}; other formats: bridges/convert.py", InputError):
             problems.append(to_problem(row, require))
     if not problems:
         raise InputError(f"{path} is empty: give one JSON object with problem and answer a line")
@@ -331,7 +328,7 @@ def load_model(name, device, seed=0):
             ids = torch.tensor([[0, 0], [0, 1]], device=device)
             one, other = model(ids).logits[:, 0].float()
         if not (one - other).abs().max() <= 1e-4 * one.abs().max():                  # Or nan
-            raise InputError("it computes nan, or looks ahead as an encoder does: give a decoder")
+            raise InputError("it computes nan or looks ahead, as encoders do: give a sound decoder")
     return model, tokenizer
 
 
