@@ -86,7 +86,7 @@ class InRange(argparse.Action):
 
 def flag(default, help, low=None, high=10**9):
     """A field of a Flags dataclass; a number lies in low to high, both included."""
-    metadata = {"help": help.replace("%", "%%")}         # It formats help with %
+    metadata = {"help": help.replace("%", "%%")}         # Argparse expands % in it
     if low is not None:
         metadata.update(action=InRange, const=(low, high))
     if isinstance(default, list):
