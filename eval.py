@@ -176,7 +176,7 @@ def repeat_flags(before, now):
     """InputError if a resumed run lacks a flag of its start: it would end elsewhere."""
     for name, value in before.items():
         if now.get(name) != value:
-            raise InputError(f"--resume: repeat its flags or change --out, it has --{name} {value}")
+            raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
 
 
 def read_log(path):
@@ -256,7 +256,7 @@ def to_problem(row, require=()):
     for key, value in found.items():
         optional = key not in ("problem", *require)
         if not fits[key] and not (optional and value is None):
-            raise InputError(f"no {key} ({'|'.join(ALIASES[key])}) that is {FORMS[key]}")
+            raise InputError(f"{key} ({'|'.join(ALIASES[key])}) must be {FORMS[key]}")
     return found
 
 

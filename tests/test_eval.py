@@ -227,12 +227,12 @@ BAD_FILES = [  # what stands in the file, what the sentence must name
     (b'{"problem": "x\\ud800", "answer": "1"}', "line 1"),
 ]
 BAD_ROWS = [
-    ({"a": 1, "b": 2}, "a, b"), ({}, "none"), ({"problem": "", "answer": "1"}, "no problem"),
-    ({"problem": 3, "answer": "1"}, "no problem"), ({"prompt": [], "answer": "1"}, "no problem"),
+    ({"a": 1, "b": 2}, "a, b"), ({}, "none"), ({"problem": "", "answer": "1"}, r": problem \("),
+    ({"problem": 3, "answer": "1"}, r": problem \("), ({"prompt": [], "answer": "1"}, r": problem \("),
     ({"prompt": ["hi"], "answer": "1"}, "chat"), ({"prompt": [{"role": "user"}], "answer": "1"}, "content"),
-    *(({"problem": "x", **answer}, "no answer") for answer in
+    *(({"problem": "x", **answer}, r": answer \(") for answer in
       ({}, {"answer": True}, {"answer": {"v": 1}}, {"answer": " "}, {"answer": "2 ####"})),
-    *(({"problem": "x", "solution": wrong, "answer": "1"}, "no solution") for wrong in (7, ["a", 7], ["a", None])),
+    *(({"problem": "x", "solution": wrong, "answer": "1"}, r": solution \(") for wrong in (7, ["a", 7], ["a", None])),
 ]
 BAD = BAD_FILES + [(b"\n" + json.dumps(row).encode(), f"line 2.*{named}") for row, named in BAD_ROWS]
 
