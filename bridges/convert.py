@@ -12,7 +12,6 @@ Options get the letters A, B, C ... and the answer becomes a letter. GPQA names 
 first: its options are shuffled, by a generator seeded with the question.
 """
 
-import json
 import random
 import sys
 from pathlib import Path
@@ -20,19 +19,17 @@ from pathlib import Path
 # As a script Python looks for modules beside this file, in bridges/; eval.py lies one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import (InputError, exit_on_mistake, first_alias, is_chat, one_line, read_rows,
-                  to_problem, write_file)
+from eval import (ALIASES, InputError, blame, exit_on_mistake, first_alias, is_chat, read_rows,
+                  to_problem, write_rows)
 
 
 def convert(row):
     """A row in one of these formats, or in ours -> {"problem", "solution", "answer"}, unchecked.
 
     A row that lacks a key of its format raises what Python raises."""
-    problem = first_alias(row, "problem")
-    solution = first_alias(row, "solution")
-    answer = first_alias(row, "answer")
+    problem, solution, answer = [first_alias(row, key) for key in ALIASES]
 
-    # multiple choice
+    # Multiple choice
     if "Correct Answer" in row:                                          # GPQA
         right = row["Correct Answer"]
         options = [right] + [row[f"Incorrect Answer {i}"] for i in (1, 2, 3)]
@@ -46,7 +43,7 @@ def convert(row):
     elif row.get("choices"):                                             # MMLU
         problem, answer = lettered(problem, row["choices"], answer)
 
-    # demonstrations
+    # Demonstrations
     elif problem is None and "messages" in row:                          # TRL
         problem = row["messages"]
         if not is_chat(problem):
@@ -69,7 +66,7 @@ def lettered(question, options, right):
         raise InputError("it has options and no question")
     if not isinstance(options, list) or not 2 <= len(options) <= 26:
         raise InputError("the options must be a list of 2 to 26")
-    # whatever right is, it becomes an index
+    # Whatever right is, it becomes an index
     letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(options)])
     if right not in range(len(options)):
         if right in options:
@@ -88,19 +85,15 @@ def lettered(question, options, right):
 def main(argv):
     if len(argv) != 2:
         raise InputError("give two files: python bridges/convert.py in.jsonl out.jsonl")
-    text = ""
+    problems = []
     for place, row in read_rows(argv[0]):
-        try:
-            problem = to_problem(convert(row))
-        except InputError as error:
-            raise InputError(f"{place}: {error}; its keys are: {', '.join(row)}") from None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{place} is not as its format has it: {one_line(error)}") from None
-        text += json.dumps(problem) + "\n"
-    if not text:
+        with blame(f"{place} is not as its format has it", f"; its keys are: {', '.join(row)}",
+                   (AttributeError, KeyError, TypeError, ValueError)):
+            problems.append(to_problem(convert(row)))
+    if not problems:
         raise InputError(f"{argv[0]} is empty")
-    write_file(argv[1], text)
-    print(f"{argv[1]}: {text.count(chr(10))} problems")
+    write_rows(argv[1], problems)
+    print(f"{argv[1]}: {len(problems)} problems")
 
 
 if __name__ == "__main__":

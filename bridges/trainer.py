@@ -13,7 +13,7 @@ from functools import partial
 from transformers import DataCollatorForSeq2Seq, HfArgumentParser, Trainer, TrainingArguments
 
 import idft
-from eval import InputError, exit_on_mistake, load_model, load_problems, one_line, refuse
+from eval import blame, exit_on_mistake, load_model, load_problems, refuse
 
 
 def run_bridge(main, Config, require):
@@ -26,12 +26,11 @@ def run_bridge(main, Config, require):
     parser.add_argument("data", help="toy, a JSON(L) file or hf://owner/name/file.jsonl")
 
     def run():
-        try:
+        with blame("the flags", errors=(ValueError, TypeError)):       # that contradict each other
             args, given = parser.parse_args_into_dataclasses(look_for_args_file=False)
-        except (ValueError, TypeError) as error:         # flags that contradict each other
-            raise InputError(one_line(error)) from None
         problems = load_problems(given.data, require, args.seed)
         model, tokenizer = load_model(given.model, "cpu")            # the Trainer moves it
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         main(model, tokenizer, problems, args)
 
     exit_on_mistake(run)

@@ -572,7 +572,7 @@ def test_defaults_are_the_papers_for_a_model_and_small_for_the_toy(capsys):
     with pytest.raises(SystemExit):                            # --help knows both
         parse_flags(Flags, ["--help"], idft.TOY)
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"(default: 6e-05, toy: {idft.TOY['lr']})" in shown
+    assert f"; toy: {idft.TOY['lr']} (default: 6e-05)" in shown
     optimizer = idft.new_optimizer(small_model())
     assert optimizer.defaults["betas"] == (0.9, 0.95)
     assert optimizer.defaults["weight_decay"] == 0.01

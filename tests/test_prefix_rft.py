@@ -807,5 +807,5 @@ def test_defaults_are_the_papers_a_method_sets_its_row_and_what_is_typed_wins(ca
     with pytest.raises(SystemExit):                             # --help knows all of them
         parse("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"(default: 1e-06, toy: {prefix_rft.TOY['lr']})" in shown
+    assert f"; toy: {prefix_rft.TOY['lr']} (default: 1e-06)" in shown
     assert "uft: binomial" in shown and "luffy: full" in shown
