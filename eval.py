@@ -483,13 +483,19 @@ def main(flags):
         repeat_flags(report["flags"], settings)
         if report["checksum"] != checksum:
             raise InputError(f"--resume: {out} answers other problems, name another --out")
+
+    # One sampler for all benchmarks: a prompt that is too long for it is met before the first
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
+    prompts = []
+    for problems in benchmarks.values():
+        prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
+    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
 
     print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  tokens/s  pass@k")
     for title, problems in benchmarks.items():
         if title not in report["results"]:
             result = evaluate(model, tokenizer, problems, flags.n, flags.temperature, flags.top_p,
-                              flags.max_new_tokens, flags.seed, flags.ks, flags.rows)
+                              room, flags.seed, flags.ks, sampler=sampler)
             responses = result.pop("responses")
             rows = [{**problem, "responses": r} for problem, r in zip(problems, responses)]
             out.mkdir(parents=True, exist_ok=True)
