@@ -88,7 +88,7 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
     return -(weight * logp).sum() / num_items_in_batch
 
 
-# ---- one optimizer step -------------------------------------------------------------------------
+# ---- the supervised loop and its step -----------------------------------------------------------
 
 def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
     """One optimizer step on rows of (prompt ids, response ids) -> its metrics. The same for every
@@ -176,97 +176,6 @@ def checkpoint_activations(model):
         module.training = getattr(module, "gradient_checkpointing", False)
 
 
-# ---- checkpoints, metrics, resume ---------------------------------------------------------------
-
-def save_checkpoint(out, model, tokenizer, optimizer, state):
-    """<out>/checkpoint: what from_pretrained loads, the optimizer and `state`."""
-    new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
-    # Write it whole, where a kill does no harm.
-    shutil.rmtree(new, ignore_errors=True)
-    model.save_pretrained(new)
-    tokenizer.save_pretrained(new)
-    torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
-    # Move it into the place of the old one. A kill between the two moves leaves checkpoint.old.
-    if now.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(now, old)
-    os.rename(new, now)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def find_checkpoint(out):
-    """The newest whole checkpoint of a run, or None."""
-    for name in ("checkpoint", "checkpoint.old"):
-        if (out / name / "trainer.pt").exists():
-            return out / name
-    return None
-
-
-def start_run(flags):
-    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state."""
-    out = new_run(flags.out, flags.resume)
-    device = pick_device(flags.device)
-    checkpoint = find_checkpoint(out)
-    model, tokenizer = load_model(str(checkpoint or flags.model), device, flags.seed)
-    if device.type == "cuda" and not flags.keep_activations:
-        checkpoint_activations(model)
-    optimizer = new_optimizer(model)
-
-    # What the run is: its flags, but for those that change nothing of where it ends.
-    settings = asdict(flags)
-    for name in ("out", "resume", "save_every", "device"):
-        del settings[name]
-    state = {"step": 0, "bad": 0, "flags": settings}
-    if checkpoint:
-        state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
-        repeat_flags(state["flags"], settings)
-        optimizer.load_state_dict(state.pop("optimizer"))
-    if flags.resume:
-        # The log keeps a row from before training and one a step: what follows will come again.
-        rows = read_log(out / "metrics.jsonl")
-        write_rows(out / "metrics.jsonl", rows[:state["step"] + 1] if checkpoint else [])
-    return out, model, tokenizer, optimizer, state
-
-
-def log_row(out, row):
-    """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
-    row = json.loads(json.dumps(row), parse_constant=lambda name: None)
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def end_step(out, model, tokenizer, optimizer, state, row, flags):
-    """Log a step and save what is due. Ten dropped updates in a row end the run."""
-    state["step"] += 1
-    state["bad"] += 1
-    if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
-        state["bad"] = 0
-    if state["bad"] == 10:
-        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
-                         "--lr, check the data")
-    if out:
-        log_row(out, {"step": state["step"], **row})
-        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
-            save_checkpoint(out, model, tokenizer, optimizer, state)
-
-
-def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
-    """Log the greedy accuracy "before" or "after" training; then print the table of both. `state`
-    has what a resumed run had measured before."""
-    if when in state:
-        return
-    state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
-                                  sampler)
-    log_row(out, {"step": state["step"], when: state[when]})
-    if when == "after":
-        print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
-        for name in benchmarks:
-            print(f"{name:16}  {state['before'][name]:6.3f}  {state['after'][name]:6.3f}")
-
-
-# ---- the supervised loop ------------------------------------------------------------------------
-
 def demonstration_rows(model, tokenizer, problems, max_tokens):
     """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or
     to what the model reads. InputError if a prompt alone is longer."""
@@ -299,6 +208,93 @@ def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
         row = supervised_step(model, optimizer, batch, lr, flags, strength)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", refresh=False)
         end_step(out, model, tokenizer, optimizer, state, row, flags)
+
+
+# ---- checkpoints, metrics, resume ---------------------------------------------------------------
+
+def save_checkpoint(out, model, tokenizer, optimizer, state):
+    """<out>/checkpoint: what from_pretrained loads, the optimizer and `state`."""
+    new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
+    # Write it whole, where a kill does no harm.
+    shutil.rmtree(new, ignore_errors=True)
+    model.save_pretrained(new)
+    tokenizer.save_pretrained(new)
+    torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
+    # Move it into the place of the old one. A kill between the two moves leaves checkpoint.old.
+    if now.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(now, old)
+    os.rename(new, now)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(out):
+    """The newest whole checkpoint of a run, or None."""
+    for name in ("checkpoint", "checkpoint.old"):
+        if (out / name / "trainer.pt").exists():
+            return out / name
+
+
+def start_run(flags):
+    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state."""
+    out = new_run(flags.out, flags.resume)
+    device = pick_device(flags.device)
+    checkpoint = find_checkpoint(out)
+    model, tokenizer = load_model(str(checkpoint or flags.model), device, flags.seed)
+    if device.type == "cuda" and not flags.keep_activations:
+        checkpoint_activations(model)
+    optimizer = new_optimizer(model)
+
+    # What the run is: its flags, but for those that change nothing of where it ends.
+    state = {"step": 0, "bad": 0, "flags": asdict(flags)}
+    for name in ("out", "resume", "save_every", "device"):
+        del state["flags"][name]
+    if checkpoint:
+        state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
+        repeat_flags(state["flags"], asdict(flags))
+        optimizer.load_state_dict(state.pop("optimizer"))
+    if flags.resume:
+        # The log keeps a row from before training and one a step: what follows will come again.
+        rows = read_log(out / "metrics.jsonl")
+        write_rows(out / "metrics.jsonl", rows[:state["step"] + 1] if checkpoint else [])
+    return out, model, tokenizer, optimizer, state
+
+
+def log_row(out, row):
+    """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
+    row = json.loads(json.dumps(row), parse_constant=lambda name: None)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def end_step(out, model, tokenizer, optimizer, state, row, flags):
+    """Log a step and save what is due. Ten dropped updates in a row end the run."""
+    state["step"] += 1
+    state["bad"] += 1
+    if math.isfinite(row["loss"] + row["grad_norm"]):
+        state["bad"] = 0
+    if state["bad"] == 10:
+        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
+                         "--lr, check the data")
+    if out:
+        log_row(out, {"step": state["step"], **row})
+        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
+            save_checkpoint(out, model, tokenizer, optimizer, state)
+
+
+def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
+    """Log the greedy accuracy "before" or "after" training; then print the table of both. `state`
+    has what a resumed run had measured before."""
+    if when in state:
+        return
+    state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
+                                  sampler)
+    log_row(out, {"step": state["step"], when: state[when]})
+    if when == "after":
+        print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
+        for name in benchmarks:
+            print(f"{name:16}  {state['before'][name]:6.3f}  {state['after'][name]:6.3f}")
 
 
 # ---- flags and main -----------------------------------------------------------------------------

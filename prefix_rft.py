@@ -95,8 +95,8 @@ def prefix_length(demo_length, low, high, rng):
 
 
 def window_at(step, flags):
-    """prefix_window with the numbers of the flags; low_t starts at high [P]."""
-    return prefix_window(step, flags.steps, flags.high, flags.high, flags.low_end, flags.schedule)
+    """prefix_window with the numbers of the flags; low_t starts at 0.95 [P]."""
+    return prefix_window(step, flags.steps, low_end=flags.low_end, schedule=flags.schedule)
 
 
 # ---- what it is worth ---------------------------------------------------------------------------
@@ -145,21 +145,29 @@ def entropy_clip(adv, prefix, entropy, keep=0.2, how="top", generator=None):
 def policy_loss(logp, old_logp, adv, clip=0.2):
     """PPO's clipped surrogate of every token: -min(r A, clamp(r, 1 - clip, 1 + clip) A).
 
-    logp (with gradient), old_logp, adv: any one shape -> that shape. Sum it, and divide once, by
-    sequences * max_new_tokens of the whole optimizer step (Dr.GRPO): then neither its length nor
-    micro-batching changes what a token weighs."""
+    logp, old_logp, adv: any one shape -> that shape. Sum it and divide once, by sequences *
+    max_new_tokens of the whole step (Dr.GRPO): then neither length nor micro-batching changes what
+    a token weighs."""
     ratio = torch.exp(logp - old_logp)
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return -torch.minimum(ratio * adv, clipped * adv)
 
 
-def prefix_loss(logp, adv, how):
-    """The loss of every prefix token, any one shape, where it is not that of a rollout. sft:
-    -A log p, where A is STATIC_WEIGHT. luffy: -A p / (p + 0.1), without importance ratio."""
-    if how == "sft":
-        return -adv * logp
+def token_loss(logp, old_logp, adv, prefix, how="top", clip=0.2):
+    """The loss of every token, and whether the clip holds it back: tensors of any one shape.
+
+    Two relatives have another loss for the prefix. sft: -A log p, where A is STATIC_WEIGHT. luffy:
+    -A p / (p + 0.1), without importance ratio."""
+    loss = policy_loss(logp, old_logp, adv, clip)
+    held = loss > -torch.exp(logp - old_logp) * adv
     p = logp.exp()
-    return -adv * p / (p + 0.1)
+    if how == "sft":
+        loss = torch.where(prefix, -adv * logp, loss)
+    if how == "luffy":
+        loss = torch.where(prefix, -adv * p / (p + 0.1), loss)
+    if how in ("sft", "luffy"):
+        held = held & ~prefix
+    return loss, held
 
 
 # ---- one step: rollouts, then the update --------------------------------------------------------
@@ -191,7 +199,7 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
     for problem in problems:
         # One prefix a problem: with several, the baseline would compare unlike starts.
         demo, L = [], 0
-        if hybrids and problem["demos"] and rng.random() < flags.hybrid_problems:
+        if problem["demos"] and rng.random() < flags.hybrid_problems:
             demo = problem["demos"][rng.integers(len(problem["demos"]))]
             if flags.schedule == "full":
                 L = len(demo)
@@ -208,7 +216,7 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
                 r.demo_length = len(demo)
             rollouts.append(r)
 
-    # The model goes on from where each stands; behind a whole demonstration nothing is left.
+    # The model goes on from where each stands. Behind a whole demonstration nothing is left.
     opened = [r for r in rollouts if r.demo_length == 0 or r.prefix_length < r.demo_length]
     contexts = [r.prompt + r.response for r in opened]
     budgets = [flags.max_new_tokens - r.prefix_length for r in opened]
@@ -223,7 +231,7 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
     texts = tokenizer.batch_decode([r.response for r in rollouts], skip_special_tokens=True)
     scores = rewards(texts, [r.answer for r in rollouts])
     for r, score in zip(rollouts, scores):
-        r.reward = score if r.finished else 0.0
+        r.reward = score * r.finished
     return rollouts
 
 
@@ -259,7 +267,7 @@ def update(model, optimizer, rollouts, flags, generator=None):
         r.adv = torch.where(r.prefix, given, own)
         r.unsure = torch.zeros_like(r.adv)
 
-    # 2. How sure the model was when it sampled: a pass without gradients, over what will be asked.
+    # 2. How sure the model was when it sampled: one pass without gradients, before any update.
     look = [r for r in rollouts if r.prefix_length > 0 or (flags.mini_batches > 1 and r.adv.any())]
     if look:
         with torch.no_grad():
@@ -289,27 +297,22 @@ def update(model, optimizer, rollouts, flags, generator=None):
         step_loss = 0.0
         for group in micro_batches([(r.prompt, r.response) for r in learn], flags.micro_tokens):
             part = [learn[i] for i in group]
-            adv = flat(part, "adv")
             logp, _ = read_rollouts(model, part, flags)
             old_logp = logp.detach()             # one update a batch: the ratio is 1 without a look
             if flags.mini_batches > 1:
                 old_logp = flat(part, "old_logp")
-            loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
-            clipped = loss > -torch.exp(logp - old_logp) * adv
-            if flags.prefix_loss in ("sft", "luffy"):
-                prefix = flat(part, "prefix")
-                loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
-                clipped &= ~prefix
+            loss, held = token_loss(logp, old_logp, flat(part, "adv"), flat(part, "prefix"),
+                                    flags.prefix_loss, flags.clip_ratio)
             loss = loss.sum() / (len(mini_batch) * flags.max_new_tokens)
             loss.backward()
             step_loss += loss.item()
-            metrics["clipped_tokens"] += clipped.sum().item()
+            metrics["clipped_tokens"] += held.sum().item()
+            metrics["update_tokens"] += len(held)
 
         # 5. One optimizer step a mini-batch.
         metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
         metrics["loss"] += step_loss
         metrics["updates"] += 1
-        metrics["update_tokens"] += sum(len(r.response) for r in learn)
     for name in ("loss", "grad_norm"):
         metrics[name] /= max(1, metrics["updates"])
     return metrics
@@ -347,7 +350,7 @@ def describe(rollouts):
            "entropy": entropy[prefix < length].mean(),
            "length": length.mean(),
            "overlong": 1 - finished.mean(),
-           "tokens": (length - prefix).sum(),                          # of which a prefix is none
+           "tokens": (length - prefix).sum(),                           # the model's own
            "prefix_tokens": prefix.sum()}
     return {name: value.item() for name, value in row.items()}
 
@@ -374,7 +377,7 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
     stop = stop_ids(model, tokenizer)
     bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
-        # The policy as it is writes rollouts. All that is random follows from the step's number.
+        # All that is random follows from the step's number.
         start = time.perf_counter()
         sampler.sync(model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
@@ -383,8 +386,6 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         row["low"], _ = window_at(step, flags)
         row["rollout_s"] = time.perf_counter() - start
         row["rollout_tokens_per_s"] = row["tokens"] / row["rollout_s"]
-
-        # It learns from them.
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
         row |= update(model, optimizer, rollouts, flags, generator)
@@ -416,8 +417,7 @@ class Flags:
     prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag(
         "top", "what gradient the prefix gets [P]")
     keep: float = flag(0.2, "share of prefix tokens kept by top, bottom and random [P]", 0, 1)
-    high: float = flag(0.95, "largest prefix share [P]", 0, 1)
-    low_end: float = flag(0.05, "smallest prefix share at the end [P]", 0, 1)
+    low_end: float = flag(0.05, "smallest prefix share in the end, of at most 0.95 [P]", 0, 0.95)
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1)
     batch: int = flag(128, "problems in a batch [P]", 1)
@@ -442,9 +442,7 @@ TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens
 
 def check(flags, problems):
     """InputError for flags that contradict each other or the data."""
-    if flags.low_end > flags.high:
-        raise InputError(f"--low_end {flags.low_end} is above --high {flags.high}: lower it")
-    all_hybrid = flags.hybrids == -1 or flags.hybrids >= flags.n
+    all_hybrid = not 0 <= flags.hybrids < flags.n
     if all_hybrid and (flags.schedule == "full" or flags.advantage == "code"):
         raise InputError("--schedule full and --advantage code need a rollout without a prefix: "
                          f"lower --hybrids {flags.hybrids}")

@@ -20,8 +20,8 @@ import toy
 from eval import InputError, new_sampler, parse_flags, stop_ids
 from experiments.gradients import gradient
 from prefix_rft import (METHODS, Flags, Rollout, advantages, check, describe, entropy_clip,
-                        policy_loss, prefix_length, prefix_loss, prefix_window,
-                        prepare_problems, sample_rollouts, update)
+                        policy_loss, prefix_length, prefix_window, prepare_problems,
+                        sample_rollouts, token_loss, update)
 from sampler import Sample
 
 
@@ -164,15 +164,18 @@ def test_policy_loss_against_a_loop_in_float64(clip):
 
 
 def test_prefix_losses_against_the_formulas():
-    logp, adv = -3 * torch.rand(40), torch.randn(40)
+    logp, old_logp, adv = -3 * torch.rand(40), -3 * torch.rand(40), torch.randn(40)
+    prefix = torch.arange(40) < 25
     p = logp.exp()
     for how, gradient in (("sft", -adv), ("luffy", -adv * 0.1 * p / (p + 0.1) ** 2)):
         ours = logp.clone().requires_grad_()
-        loss = prefix_loss(ours, adv, how)
+        loss, held = token_loss(ours, old_logp, adv, prefix, how)
         loss.sum().backward()
         expected = -adv * logp if how == "sft" else -adv * p / (p + 0.1)
-        torch.testing.assert_close(loss.detach(), expected)
-        torch.testing.assert_close(ours.grad, gradient)
+        torch.testing.assert_close(loss.detach()[:25], expected[:25])
+        torch.testing.assert_close(ours.grad[:25], gradient[:25])
+        assert torch.equal(loss[25:], policy_loss(ours, old_logp, adv)[25:])
+        assert not held[:25].any() and held[25:].any()
 
 
 # ---- the whole update, on rollouts written by hand ----------------------------------------------
@@ -752,7 +755,7 @@ def test_rft_after_sft_starts_from_the_checkpoint_of_idft(world, tmp_path):
     ({"schedule": "step"}, "invalid choice: 'step'"),
     ({"advantage": "grpo"}, "invalid choice: 'grpo'"),
     ({"kep": 0.2}, "unrecognized arguments: --kep"),
-    ({"high": 0.5}, "--low_end 0.9 is above --high 0.5"),
+    ({"low_end": 0.96}, "--low_end 0.96 is out of range"),
     ({"n": 1}, "--n 1 is out of range"),
     ({"method": "luffy", "hybrids": -1}, "need a rollout without a prefix: lower --hybrids -1"),
     ({"advantage": "code", "hybrids": 4}, "need a rollout without a prefix: lower --hybrids 4"),
@@ -783,7 +786,7 @@ def test_defaults_are_the_papers_a_method_sets_its_row_and_what_is_typed_wins(ca
     assert (real.schedule, real.hybrids, real.prefix_loss) == ("cosine", 1, "top")
     assert (real.advantage, real.n, real.keep, real.clip_ratio) == ("paper", 8, 0.2, 0.2)
     assert (real.lr, real.steps, real.batch, real.max_new_tokens) == (1e-6, 500, 128, 8192)
-    assert (real.low_end, real.high, real.temperature) == (0.05, 0.95, 1.0)
+    assert (real.low_end, real.temperature) == (0.05, 1.0)
     assert real.mini_batches == 2                               # with 1 the clip cannot act
     for method, row in METHODS.items():
         found = parse("--method", method)
