@@ -137,7 +137,7 @@ def entropy_clip(adv, prefix, entropy, keep=0.2, how="top", generator=None):
         order = entropy[prefix].argsort(descending=how == "top", stable=True)
     else:
         raise ValueError(f"how must be top, bottom, random, all or none, not {how!r}")
-    kept = math.ceil(keep * len(worth) - 1e-6)
+    kept = math.ceil(keep * len(worth) - 1e-6)                  # 0.07 * 100 is a little above 7
     worth[order[kept:]] = 0.0
     return adv.masked_scatter(prefix, worth)
 
