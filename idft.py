@@ -3,27 +3,26 @@ idft.py - In-Distribution Finetuning: supervised learning that listens to what t
 
 Paper: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222
 
-SFT pulls every token of a demonstration up equally hard, also those that no model of this kind
-would write; that is what makes it forget. IDFT weighs each token by p^gamma and reads gamma off the
-token's own phi = log p + H (ddt.py): as likely as the model's own text means gamma near 1, more
-typical means less, foreign means more, and with it a weight that is a whisper.
+SFT pulls every token of a demonstration up equally hard, also those that the model would never
+write; that is what makes it forget. IDFT weighs each token by p^gamma and reads gamma off the
+token's phi = log p + H (ddt.py): gamma is 1 in text like the model's own, smaller in more typical
+text, larger in foreign text, whose weight is then a whisper.
 
     L = sum_t w_t (-log p_t) / (target tokens of the whole optimizer step)
     w_t = stopgrad(p_t ^ gamma_t)                gamma_t = clamp(exp(-phi_t / beta), 0.1, 2)
 
     sft           w = 1 (gamma = 0), ordinary cross-entropy
     dft           w = p (gamma = 1), Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629
-    idft          the above
     strength      s in gamma <- 1 + s (gamma - 1): the authors' code can fade gamma in   [code]
-    nll           the plain cross-entropy, logged because the weighted loss is many times smaller
+    nll           the plain cross-entropy, logged beside the weighted loss, which is much smaller
 
 Two things break silently, and each has a test. The weight must be detached: with the gradient
 flowing through it the sign flips for p < e^(-1/gamma). And the division happens once, by the token
 count of the whole step: a mean of micro-batch means counts the tokens of short micro-batches more,
 the bug that https://arxiv.org/abs/2604.23747 found under published SFT baselines.
 
-Left out: LoRA, sequence packing, several GPUs (bridges/). The second half of this file, from
-"checkpoints" on, is plumbing that prefix_rft.py uses as well.
+Left out: LoRA, sequence packing, several GPUs (bridges/). prefix_rft.py uses the optimizer step and
+the checkpoints of this file as well.
 
     python idft.py                                  the toy's base learns the demonstrations
     python idft.py --loss sft --out runs/sft        the same with plain SFT
@@ -73,13 +72,11 @@ def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=
 
 
 def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weighting):
-    """The loss for transformers.Trainer(compute_loss_func=compute_loss); functools.partial sets
-    loss, beta, gamma_min, gamma_max, strength.
+    """The loss for transformers.Trainer(compute_loss_func=compute_loss) -> scalar.
 
     outputs: has .logits (B, T, V); labels (B, T), not yet shifted, -100 where there is nothing to
     learn; num_items_in_batch: target tokens of the whole optimizer step, which the Trainer counts
-    (None: those of `labels`) -> scalar.
-    """
+    (None: those of `labels`); weighting: as of token_weight."""
     # Position t predicts token t + 1; only where there is a label is anything learnt.
     targets = labels[:, 1:].to(outputs.logits.device)          # (B, T-1)
     learn = targets != -100
@@ -91,7 +88,7 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
     return -(weight * logp).sum() / num_items_in_batch
 
 
-# ---- one optimizer step -------------------------------------------------------------------------
+# ---- the supervised loop and its step -----------------------------------------------------------
 
 def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
     """One optimizer step on rows of (prompt ids, response ids) -> its metrics. The same for every
@@ -103,24 +100,22 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
     # Gradients add up over micro-batches; each is divided by the count of the whole step.
     seen = []
     for group in micro_batches(rows, flags.micro_tokens):
-        logp, entropy = response_stats(model, [rows[i] for i in group],
-                                       micro_tokens=flags.micro_tokens)   # (tokens,)
+        part = [rows[i] for i in group]
+        logp, entropy = response_stats(model, part, micro_tokens=flags.micro_tokens)  # (tokens,)
         weight = weigh(logp, entropy, flags.loss, *weighting)
         loss = -(weight * logp).sum() / count
         loss.backward()
-        seen.append(torch.stack([logp.detach(), entropy.detach(), weight]))
-
+        seen.append(torch.stack([logp, entropy, weight]).detach())
     logp, entropy, weight = torch.cat(seen, dim=1)             # each (count,)
     loss = -(weight * logp).mean().item()
     norm = optimizer_step(model, optimizer, lr, loss)
 
-    # gamma is IDFT's, whatever the loss; the plain nll stands beside the weighted loss.
-    gamma = token_gamma(logp, entropy, *weighting)
-    phi = cll(logp, entropy)
-    seconds = time.perf_counter() - start
-    return {"loss": loss, "nll": -logp.mean().item(), "phi": phi.mean().item(),
-            "gamma": gamma.mean().item(), "weight": weight.mean().item(), "grad_norm": norm,
-            "lr": lr, "tokens": count, "tokens_per_s": count / seconds}
+    # What is logged; gamma is IDFT's, whatever the loss.
+    means = {"nll": -logp, "phi": cll(logp, entropy), "weight": weight,
+             "gamma": token_gamma(logp, entropy, *weighting)}
+    row = {name: values.mean().item() for name, values in means.items()}
+    return {"loss": loss, **row, "grad_norm": norm, "lr": lr, "tokens": count,
+            "tokens_per_s": count / (time.perf_counter() - start)}
 
 
 def new_optimizer(model):
@@ -134,8 +129,7 @@ def optimizer_step(model, optimizer, lr, loss, clip=1.0):
     is not finite, nothing is updated."""
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
     if math.isfinite(norm) and math.isfinite(loss):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -174,114 +168,16 @@ def draw_batch(items, batch, step, seed):
 
 def checkpoint_activations(model):
     """Recompute the activations of a layer in the backward pass instead of keeping them: a third
-    more time, a tenth of the memory. transformers does so only in layers that are in training mode.
-    What is inside them stays in eval mode, because dropout would make the policy that learns other
-    than the one that sampled."""
-    enable = getattr(model, "activation_checkpointing_enable", None)       # its name since 5.23
-    enable = enable or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    more time, a tenth of the memory. transformers does so only in layers in training mode; what is
+    inside stays in eval mode: with dropout the policy that learns is not the one that sampled."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         module.training = getattr(module, "gradient_checkpointing", False)
 
 
-# ---- checkpoints, metrics, resume ---------------------------------------------------------------
-
-def save_checkpoint(out, model, tokenizer, optimizer, state):
-    """<out>/checkpoint: what from_pretrained loads, the optimizer and `state`. It is written beside
-    the old one and moved into its place; a kill between the two moves leaves checkpoint.old."""
-    new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
-    # Write it whole, where a kill does no harm.
-    shutil.rmtree(new, ignore_errors=True)
-    model.save_pretrained(new)
-    tokenizer.save_pretrained(new)
-    torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
-    # Move it into the place of the old one.
-    if now.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(now, old)
-    os.rename(new, now)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def find_checkpoint(out):
-    """The newest whole checkpoint of a run, or None."""
-    for name in ("checkpoint", "checkpoint.old"):
-        if (out / name / "trainer.pt").exists():
-            return out / name
-    return None
-
-
-def start_run(flags):
-    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state."""
-    out = new_run(flags.out, flags.resume)
-    device = pick_device(flags.device)
-    checkpoint = find_checkpoint(out) if flags.resume else None
-    model, tokenizer = load_model(str(checkpoint or flags.model), device, flags.seed)
-    if device.type == "cuda" and not flags.keep_activations:
-        checkpoint_activations(model)
-    optimizer = new_optimizer(model)
-
-    # What the run is: its flags, but for those that change nothing of where it ends.
-    settings = asdict(flags)
-    for name in ("out", "resume", "save_every", "device"):
-        del settings[name]
-    state = {"step": 0, "bad": 0, "flags": settings}
-    if checkpoint:
-        state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
-        repeat_flags(state["flags"], settings)
-        optimizer.load_state_dict(state.pop("optimizer"))
-    # The log forgets what came after the checkpoint: it will come again.
-    if flags.resume:
-        rows = read_log(out / "metrics.jsonl") if checkpoint else []
-        before = [row for row in rows if row["step"] <= state["step"] and "after" not in row]
-        write_rows(out / "metrics.jsonl", before)
-    return out, model, tokenizer, optimizer, state
-
-
-def log_row(out, row):
-    """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
-    row = json.loads(json.dumps(row), parse_constant=lambda name: None)
-    with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def end_step(out, model, tokenizer, optimizer, state, row, flags):
-    """Log a step and save what is due. Ten dropped updates in a row end the run."""
-    state["step"] += 1
-    finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
-    state["bad"] = 0 if finite else state["bad"] + 1
-    if state["bad"] == 10:
-        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
-                         "--lr, check the data")
-    if out:
-        log_row(out, {"step": state["step"], **row})
-        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
-            save_checkpoint(out, model, tokenizer, optimizer, state)
-
-
-def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
-    """Greedy accuracy "before" or "after" training, logged; after it the table at the end of every
-    run. What a resumed run had measured before it finds in `state`."""
-    out.mkdir(parents=True, exist_ok=True)
-    if when == "before" and "before" in state:
-        return
-    accuracy = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
-                               sampler)
-    log_row(out, {"step": state["step"], when: accuracy})
-    if when == "before":
-        state["before"] = accuracy
-        return
-    print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
-    for name in benchmarks:
-        print(f"{name:16}  {state['before'][name]:6.3f}  {accuracy[name]:6.3f}")
-
-
-# ---- the supervised loop ------------------------------------------------------------------------
-
 def demonstration_rows(model, tokenizer, problems, max_tokens):
     """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or
     to what the model reads. InputError if a prompt alone is longer."""
-    # How much the model can read.
     context = getattr(model.config, "max_position_embeddings", None) or max_tokens
     limit = min(max_tokens, context)
     rows, cut = [], 0
@@ -300,8 +196,7 @@ def demonstration_rows(model, tokenizer, problems, max_tokens):
     return rows
 
 
-def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None,
-                     weigh=token_weight):
+def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
     """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
     bar = tqdm(range(state["step"], flags.steps), desc=flags.loss, leave=False)
     for step in bar:
@@ -309,9 +204,96 @@ def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None,
         batch = draw_batch(rows, flags.batch, step, flags.seed)
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
-        row = supervised_step(model, optimizer, batch, lr, flags, strength, weigh)
+        row = supervised_step(model, optimizer, batch, lr, flags, strength)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", refresh=False)
         end_step(out, model, tokenizer, optimizer, state, row, flags)
+
+
+# ---- checkpoints, metrics, resume ---------------------------------------------------------------
+
+def save_checkpoint(out, model, tokenizer, optimizer, state):
+    """<out>/checkpoint: what from_pretrained loads, the optimizer and `state`."""
+    new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
+    # Write it whole, where a kill does no harm.
+    shutil.rmtree(new, ignore_errors=True)
+    model.save_pretrained(new)
+    tokenizer.save_pretrained(new)
+    torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
+    # Move it into the place of the old one. A kill between the two moves leaves checkpoint.old.
+    if now.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(now, old)
+    os.rename(new, now)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(out):
+    """The newest whole checkpoint of a run, or None."""
+    for name in ("checkpoint", "checkpoint.old"):
+        if (out / name / "trainer.pt").exists():
+            return out / name
+
+
+def start_run(flags):
+    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state."""
+    out = new_run(flags.out, flags.resume)
+    device = pick_device(flags.device)
+    checkpoint = find_checkpoint(out)
+    model, tokenizer = load_model(str(checkpoint or flags.model), device, flags.seed)
+    if device.type == "cuda" and not flags.keep_activations:
+        checkpoint_activations(model)
+    optimizer = new_optimizer(model)
+
+    # What the run is: its flags, but for those that change nothing of where it ends.
+    state = {"step": 0, "bad": 0, "flags": asdict(flags)}
+    for name in ("out", "resume", "save_every", "device"):
+        del state["flags"][name]
+    if checkpoint:
+        state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
+        repeat_flags(state["flags"], asdict(flags))
+        optimizer.load_state_dict(state.pop("optimizer"))
+    if flags.resume:
+        # The log keeps a row from before training and one a step: what follows will come again.
+        rows = read_log(out / "metrics.jsonl")
+        write_rows(out / "metrics.jsonl", rows[:state["step"] + 1] if checkpoint else [])
+    return out, model, tokenizer, optimizer, state
+
+
+def log_row(out, row):
+    """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
+    row = json.loads(json.dumps(row), parse_constant=lambda name: None)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def end_step(out, model, tokenizer, optimizer, state, row, flags):
+    """Log a step and save what is due. Ten dropped updates in a row end the run."""
+    state["step"] += 1
+    state["bad"] += 1
+    if math.isfinite(row["loss"] + row["grad_norm"]):
+        state["bad"] = 0
+    if state["bad"] == 10:
+        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
+                         "--lr, check the data")
+    if out:
+        log_row(out, {"step": state["step"], **row})
+        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
+            save_checkpoint(out, model, tokenizer, optimizer, state)
+
+
+def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
+    """Log the greedy accuracy "before" or "after" training; then print the table of both. `state`
+    has what a resumed run had measured before."""
+    if when in state:
+        return
+    state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
+                                  sampler)
+    log_row(out, {"step": state["step"], when: state[when]})
+    if when == "after":
+        print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
+        for name in benchmarks:
+            print(f"{name:16}  {state['before'][name]:6.3f}  {state['after'][name]:6.3f}")
 
 
 # ---- flags and main -----------------------------------------------------------------------------

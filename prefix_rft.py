@@ -18,16 +18,11 @@ but of the prefix only the 20 % of tokens at which the model was least sure: the
     hybrid               the rollout that starts from a prefix
     adv                  A, the Dr.GRPO advantage: reward minus the group's mean, no division
     keep                 the share of prefix tokens that keep their advantage (entropy clipping)
-    old_logp             log-probability under the policy that sampled
-
-The relatives are settings of the same loop: --method sets the flags in its row of METHODS, and what
-you give by hand wins.
 
 Differences from the release, beside --advantage: its entropy clipping looks at a micro-batch and at
 the current policy, ours at the mini-batch and the policy that sampled; no dual clip of 3, no
 entropy bonus of 0.001, no shortest prefix. LUFFY's code takes its baseline from the plain rollouts,
 here --advantage code. UFT's code averages over a hint's tokens; here they are divided like all.
-
 Left out: KL terms, critics, several GPUs (bridges/), ReLIFT and DR-PO (not three lines away).
 
     python prefix_rft.py                              the toy on a CPU, in two minutes
@@ -50,7 +45,8 @@ from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, l
 from idft import draw_batch, end_step, optimizer_step, report_accuracy, start_run
 from reward import rewards
 
-# How much prefix, on how many of the n rollouts (of which share of the problems), which gradient.
+# The relatives are settings of the same loop, --method sets these flags: how much prefix, on how
+# many of the n rollouts (of which share of the problems), which gradient.
 METHODS = {
     # https://arxiv.org/abs/2503.20783: no prefix at all
     "rft": {"schedule": "none", "hybrids": 0, "prefix_loss": "none"},
@@ -72,13 +68,10 @@ STATIC_WEIGHT = 0.001        # of -log p, in static [P] and uft
 # ---- how much prefix ----------------------------------------------------------------------------
 
 def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule="cosine"):
-    """The interval (low_t, high) from which the share l of the prefix is drawn at `step` [P].
-
-    cosine: low_t falls from low to low_end along half a cosine; linear: along a line; uniform:
-    low_end throughout; full: the whole demonstration; none: nothing; binomial (UFT): both ends
-    are a probability that falls from high to low_end in 60 % of the steps, then 0.
-    ValueError on another schedule."""
-    progress = min(max(step / total_steps, 0.0), 1.0)
+    """The interval (low_t, high) from which the share l of the prefix is drawn at `step`: low_t
+    falls from low to low_end [P]. binomial (UFT): both ends are the probability of a hint, which
+    falls from high to low_end in 60 % of the steps, then is 0. ValueError on another schedule."""
+    progress = min(step / total_steps, 1.0)
     fall = 0.5 * (1 + math.cos(math.pi * progress))                # from 1 to 0
     p = 0.0
     if progress <= 0.6:
@@ -86,7 +79,7 @@ def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule
     windows = {"cosine": (low_end + (low - low_end) * fall, high),
                "linear": (low + (low_end - low) * progress, high),
                "uniform": (low_end, high),
-               "full": (1.0, 1.0),
+               "full": (1.0, 1.0),                              # the whole demonstration
                "none": (0.0, 0.0),
                "binomial": (p, p)}
     if schedule not in windows:
@@ -102,25 +95,18 @@ def prefix_length(demo_length, low, high, rng):
 
 
 def window_at(step, flags):
-    """prefix_window with the numbers of the flags; low_t starts at high [P]."""
-    return prefix_window(step, flags.steps, flags.high, flags.high, flags.low_end, flags.schedule)
-
-
-def hint_length(demo_length, p, rng):
-    """UFT's: of five slices of the demonstration, as many as five coins of probability p say."""
-    slices = rng.binomial(5, p)
-    return min(round(slices / 5 * demo_length), demo_length - 1)
+    """prefix_window with the numbers of the flags; low_t starts at 0.95 [P]."""
+    return prefix_window(step, flags.steps, low_end=flags.low_end, schedule=flags.schedule)
 
 
 # ---- what it is worth ---------------------------------------------------------------------------
 
 def advantages(rewards, hybrid, kind="paper"):
-    """rewards (G, N) float, hybrid (G, N) bool -> the advantages of what the model wrote (G, N) and
-    of the prefix (G, N).
+    """rewards (G, N) float, hybrid (G, N) bool -> the advantages of what the model wrote and of the
+    prefix, both (G, N). ValueError on another kind.
 
-    paper: reward minus the mean of all N, for both [P]. code: plain rollouts are centred by the
-    mean of the plain ones; the hybrid's continuation gets its raw reward, its prefix the reward
-    minus the plain mean [code]. ValueError on another kind."""
+    paper: reward minus the mean of all N [P]. code: reward minus the mean of the plain rollouts,
+    but what the model wrote behind a prefix gets its raw reward [code]."""
     if kind == "paper":
         adv = rewards - rewards.mean(-1, keepdim=True)
         return adv, adv
@@ -134,51 +120,57 @@ def advantages(rewards, hybrid, kind="paper"):
 
 
 def entropy_clip(adv, prefix, entropy, keep=0.2, how="top", generator=None):
-    """Zero the advantage of all but a share `keep` of the prefix tokens [P]; leave others alone.
+    """Zero the advantage of all but a share `keep` of the prefix tokens, rounded up [P].
 
     adv, entropy float and prefix bool, tensors of any one shape -> adv. how: top (the highest
     entropy, the paper), bottom, random, all or none; ValueError on another. Ranked are all prefix
     tokens, also those of advantage 0: give it the whole optimizer batch, then the choice does not
-    depend on micro-batching. A broken number of tokens is rounded up."""
-    candidates = entropy[prefix]                                # (prefix tokens,)
+    depend on micro-batching."""
     if how == "all":
         return adv
     if how == "none":
-        order = candidates[:0].long()
-    elif how == "random":
-        order = torch.randperm(len(candidates), generator=generator).to(adv.device)
+        return adv.masked_fill(prefix, 0.0)
+    worth = adv[prefix]                                         # (prefix tokens,)
+    if how == "random":
+        order = torch.randperm(len(worth), generator=generator).to(adv.device)
     elif how in ("top", "bottom"):
-        order = candidates.argsort(descending=how == "top", stable=True)
+        order = entropy[prefix].argsort(descending=how == "top", stable=True)
     else:
         raise ValueError(f"how must be top, bottom, random, all or none, not {how!r}")
-    count = math.ceil(keep * len(candidates) - 1e-6)
-    drop = torch.ones_like(candidates, dtype=torch.bool)
-    drop[order[:count]] = False
-    return adv.masked_fill(prefix.masked_scatter(prefix, drop), 0.0)
+    kept = math.ceil(keep * len(worth) - 1e-6)                  # 0.07 * 100 is a little above 7
+    worth[order[kept:]] = 0.0
+    return adv.masked_scatter(prefix, worth)
 
 
 def policy_loss(logp, old_logp, adv, clip=0.2):
     """PPO's clipped surrogate of every token: -min(r A, clamp(r, 1 - clip, 1 + clip) A).
 
-    logp (with gradient), old_logp, adv: any one shape -> that shape. Sum it, and divide once, by
-    sequences * max_new_tokens of the whole optimizer step (Dr.GRPO): then neither its length nor
-    micro-batching changes what a token weighs."""
+    logp, old_logp, adv: any one shape -> that shape. Sum it and divide once, by sequences *
+    max_new_tokens of the whole step (Dr.GRPO): then neither length nor micro-batching changes what
+    a token weighs."""
     ratio = torch.exp(logp - old_logp)
     clipped = ratio.clamp(1 - clip, 1 + clip)
     return -torch.minimum(ratio * adv, clipped * adv)
 
 
-def prefix_loss(logp, adv, how):
-    """The relatives that do not treat the prefix as a rollout, token by token: any one shape.
+def token_loss(logp, old_logp, adv, prefix, how="top", clip=0.2):
+    """The loss of every token, and whether the clip holds it back: tensors of any one shape.
 
-    sft: -A log p, where A is STATIC_WEIGHT. luffy: -A p / (p + 0.1), without importance ratio."""
-    if how == "sft":
-        return -adv * logp
+    Two relatives have another loss for the prefix. sft: -A log p, where A is STATIC_WEIGHT. luffy:
+    -A p / (p + 0.1), without importance ratio."""
+    loss = policy_loss(logp, old_logp, adv, clip)
+    held = loss > -torch.exp(logp - old_logp) * adv
     p = logp.exp()
-    return -adv * p / (p + 0.1)
+    if how == "sft":
+        loss = torch.where(prefix, -adv * logp, loss)
+    if how == "luffy":
+        loss = torch.where(prefix, -adv * p / (p + 0.1), loss)
+    if how in ("sft", "luffy"):
+        held = held & ~prefix
+    return loss, held
 
 
-# ---- one step: rollouts -------------------------------------------------------------------------
+# ---- one step: rollouts, then the update --------------------------------------------------------
 
 @dataclass
 class Rollout:
@@ -207,23 +199,24 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
     for problem in problems:
         # One prefix a problem: with several, the baseline would compare unlike starts.
         demo, L = [], 0
-        if hybrids and problem["demos"] and rng.random() < flags.hybrid_problems:
+        if problem["demos"] and rng.random() < flags.hybrid_problems:
             demo = problem["demos"][rng.integers(len(problem["demos"]))]
             if flags.schedule == "full":
                 L = len(demo)
             elif flags.schedule == "binomial":
-                L = hint_length(len(demo), low, rng)
+                # UFT: as many fifths as five coins of probability low say.
+                L = min(round(rng.binomial(5, low) / 5 * len(demo)), len(demo) - 1)
             else:
                 L = prefix_length(len(demo), low, high, rng)
         for i in range(flags.n):
-            rollout = Rollout(problem["prompt"], [], problem["answer"])
-            if demo and i >= flags.n - hybrids:
-                rollout.response = demo[:L]
-                rollout.prefix_length = L
-                rollout.demo_length = len(demo)
-            rollouts.append(rollout)
+            r = Rollout(problem["prompt"], [], problem["answer"])
+            if i >= flags.n - hybrids:
+                r.response = demo[:L]
+                r.prefix_length = L
+                r.demo_length = len(demo)
+            rollouts.append(r)
 
-    # The model goes on from where each stands; behind a whole demonstration nothing is left.
+    # The model goes on from where each stands. Behind a whole demonstration nothing is left.
     opened = [r for r in rollouts if r.demo_length == 0 or r.prefix_length < r.demo_length]
     contexts = [r.prompt + r.response for r in opened]
     budgets = [flags.max_new_tokens - r.prefix_length for r in opened]
@@ -232,20 +225,18 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
     for r, sample in zip(opened, samples):
         r.response = r.response + sample.tokens
         r.finished = sample.finished
-        r.entropy = sum(sample.entropy) / max(1, len(sample.entropy))
+        r.entropy = sum(sample.entropy) / len(sample.entropy)
 
     # The reward: 1 if the final answer is right. What did not end by itself earns nothing.
     texts = tokenizer.batch_decode([r.response for r in rollouts], skip_special_tokens=True)
     scores = rewards(texts, [r.answer for r in rollouts])
     for r, score in zip(rollouts, scores):
-        r.reward = score if r.finished else 0.0
+        r.reward = score * r.finished
     return rollouts
 
 
-# ---- one step: the update -----------------------------------------------------------------------
-
 def read_rollouts(model, rollouts, flags):
-    """logp and entropy of every token of the responses, end to end, under the model as it is."""
+    """logp and entropy of all tokens of the responses, (tokens,) each, under the model as it is."""
     rows = [(r.prompt, r.response) for r in rollouts]
     return response_stats(model, rows, flags.temperature, micro_tokens=flags.micro_tokens)
 
@@ -257,8 +248,8 @@ def flat(rollouts, name):
 
 def spread(rollouts, name, values):
     """The other way: every rollout gets its part of `values` (tokens,)."""
-    lengths = [len(r.response) for r in rollouts]
-    for r, part in zip(rollouts, values.cpu().split(lengths)):
+    for r in rollouts:
+        part, values = values.tensor_split([len(r.response)])
         setattr(r, name, part)
 
 
@@ -272,8 +263,9 @@ def update(model, optimizer, rollouts, flags, generator=None):
     if flags.prefix_loss == "sft":
         prefix_adv = torch.full_like(own_adv, STATIC_WEIGHT)           # whatever the reward
     for r, own, given in zip(rollouts, own_adv.flatten(), prefix_adv.flatten()):
-        r.prefix = torch.arange(len(r.response)) < r.prefix_length                     # (T,)
-        r.adv = torch.where(r.prefix, given, own)                                      # (T,)
+        r.prefix = torch.arange(len(r.response), device=model.device) < r.prefix_length
+        r.adv = torch.where(r.prefix, given, own)
+        r.unsure = torch.zeros_like(r.adv)
 
     # 2. How sure the model was when it sampled: one pass without gradients, before any update.
     look = [r for r in rollouts if r.prefix_length > 0 or (flags.mini_batches > 1 and r.adv.any())]
@@ -283,20 +275,20 @@ def update(model, optimizer, rollouts, flags, generator=None):
         spread(look, "old_logp", logp)
         spread(look, "unsure", entropy)
 
-    metrics = {"updates": 0, "loss": 0.0, "grad_norm": 0.0, "prefix_kept": 0, "update_tokens": 0,
-               "clipped_tokens": 0}
-    size = flags.n * math.ceil(len(rollouts) / flags.n / flags.mini_batches)     # whole groups
+    metrics = dict.fromkeys(["updates", "loss", "grad_norm", "prefix_kept", "update_tokens",
+                             "clipped_tokens"], 0)
+    size = flags.n * math.ceil(len(reward) / flags.mini_batches)                 # whole groups
     for first in range(0, len(rollouts), size):
         mini_batch = rollouts[first:first + size]
-        denominator = len(mini_batch) * flags.max_new_tokens           # before anything is left out
 
         # 3. Entropy clipping over the mini-batch: only the decisions of a prefix keep their worth.
-        given = [r for r in mini_batch if r.prefix_length > 0]
-        if given and flags.prefix_loss not in ("sft", "luffy"):
-            adv = entropy_clip(flat(given, "adv"), flat(given, "prefix"), flat(given, "unsure"),
-                               flags.keep, flags.prefix_loss, generator)
-            spread(given, "adv", adv)
-            metrics["prefix_kept"] += adv[flat(given, "prefix")].count_nonzero().item()
+        if flags.prefix_loss not in ("sft", "luffy"):
+            prefix = flat(mini_batch, "prefix")
+            unsure = flat(mini_batch, "unsure")
+            adv = flat(mini_batch, "adv")
+            adv = entropy_clip(adv, prefix, unsure, flags.keep, flags.prefix_loss, generator)
+            spread(mini_batch, "adv", adv)
+            metrics["prefix_kept"] += adv[prefix].count_nonzero().item()
 
         # 4. Gradients add up over micro-batches; each is divided by the size of the whole step.
         learn = [r for r in mini_batch if r.adv.any()]
@@ -305,69 +297,25 @@ def update(model, optimizer, rollouts, flags, generator=None):
         step_loss = 0.0
         for group in micro_batches([(r.prompt, r.response) for r in learn], flags.micro_tokens):
             part = [learn[i] for i in group]
-            adv = flat(part, "adv").to(model.device)
-            prefix = flat(part, "prefix").to(model.device)
             logp, _ = read_rollouts(model, part, flags)
             old_logp = logp.detach()             # one update a batch: the ratio is 1 without a look
             if flags.mini_batches > 1:
-                old_logp = flat(part, "old_logp").to(model.device)
-            loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
-            held = loss > -torch.exp(logp - old_logp) * adv
-            if flags.prefix_loss in ("sft", "luffy"):
-                loss = torch.where(prefix, prefix_loss(logp, adv, flags.prefix_loss), loss)
-                held = held & ~prefix
-            loss = loss.sum() / denominator
+                old_logp = flat(part, "old_logp")
+            loss, held = token_loss(logp, old_logp, flat(part, "adv"), flat(part, "prefix"),
+                                    flags.prefix_loss, flags.clip_ratio)
+            loss = loss.sum() / (len(mini_batch) * flags.max_new_tokens)
             loss.backward()
             step_loss += loss.item()
             metrics["clipped_tokens"] += held.sum().item()
+            metrics["update_tokens"] += len(held)
 
         # 5. One optimizer step a mini-batch.
         metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
         metrics["loss"] += step_loss
         metrics["updates"] += 1
-        metrics["update_tokens"] += sum(len(r.response) for r in learn)
     for name in ("loss", "grad_norm"):
         metrics[name] /= max(1, metrics["updates"])
     return metrics
-
-
-# ---- what is shown and logged -------------------------------------------------------------------
-
-def describe(rollouts):
-    """What a batch of rollouts looked like, in means; nan is the mean of nothing."""
-    numbers = []
-    for r in rollouts:
-        numbers.append((r.reward, r.demo_length, r.prefix_length, len(r.response), r.finished,
-                        r.entropy))
-    reward, demo, prefix, length, finished, entropy = torch.tensor(numbers, dtype=torch.double).T
-    hybrid = demo > 0
-    row = {"reward": reward[~hybrid].mean(),
-           "reward_hybrid": reward[hybrid].mean(),
-           "prefix_share": (prefix / demo)[hybrid].mean(),
-           "entropy": entropy[prefix < length].mean(),
-           "length": length.mean(),
-           "overlong": 1 - finished.mean(),
-           "tokens": (length - prefix).sum(),                          # of which a prefix is none
-           "prefix_tokens": prefix.sum()}
-    return {name: value.item() for name, value in row.items()}
-
-
-def show_rollout(tokenizer, rollouts, when):
-    """Print a hybrid rollout, one that taught something and succeeded if there is one."""
-    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
-    if not hybrid:
-        return
-    r = max(hybrid, key=lambda r: (bool(r.adv.any()), r.reward))
-    words = []
-    for i, token in enumerate(r.response):
-        word = tokenizer.decode([token])
-        if i == r.prefix_length:
-            words.append("|")
-        kept = r.prefix[i] and r.adv[i] != 0
-        words.append(f"[{word}]" if kept else word)
-    tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote; "
-               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}")
-    tqdm.write("    " + printable(" ".join(words)))
 
 
 # ---- the loop -----------------------------------------------------------------------------------
@@ -377,19 +325,50 @@ def prepare_problems(tokenizer, problems, max_new_tokens):
     response may be is left out: it could not end, would earn 0, and would be taught as wrong."""
     prepared, left_out = [], 0
     for problem in problems:
-        demos = []
-        for solution in demonstrations(problem):
-            demo = demo_ids(tokenizer, solution)
-            if len(demo) <= max_new_tokens:
-                demos.append(demo)
-            else:
-                left_out += 1
+        demos = [demo_ids(tokenizer, solution) for solution in demonstrations(problem)]
+        fitting = [demo for demo in demos if len(demo) <= max_new_tokens]
+        left_out += len(demos) - len(fitting)
         prompt = prompt_ids(tokenizer, problem["problem"])
-        prepared.append({"prompt": prompt, "demos": demos, "answer": problem["answer"]})
+        prepared.append({"prompt": prompt, "demos": fitting, "answer": problem["answer"]})
     if left_out:
         print(f"{left_out} demonstrations are longer than --max_new_tokens {max_new_tokens} and "
               "left out; a problem without any trains as plain RFT")
     return prepared
+
+
+def describe(rollouts):
+    """What a batch of rollouts looked like, in means; nan is the mean of nothing."""
+    rows = []
+    for r in rollouts:
+        rows.append([r.reward, r.demo_length, r.prefix_length, len(r.response), r.finished,
+                     r.entropy])
+    reward, demo, prefix, length, finished, entropy = torch.tensor(rows, dtype=torch.double).T
+    hybrid = demo > 0
+    row = {"reward": reward[~hybrid].mean(),
+           "reward_hybrid": reward[hybrid].mean(),
+           "prefix_share": (prefix / demo)[hybrid].mean(),
+           "entropy": entropy[prefix < length].mean(),
+           "length": length.mean(),
+           "overlong": 1 - finished.mean(),
+           "tokens": (length - prefix).sum(),                           # the model's own
+           "prefix_tokens": prefix.sum()}
+    return {name: value.item() for name, value in row.items()}
+
+
+def show_rollout(tokenizer, rollouts, when):
+    """Print a hybrid rollout, one that taught something and succeeded if there is one."""
+    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
+    if not hybrid:
+        return
+    r = max(hybrid, key=lambda r: (r.adv.any().item(), r.reward))
+    words = [tokenizer.decode([token]) for token in r.response]
+    for i in range(r.prefix_length):
+        if r.adv[i] != 0:
+            words[i] = f"[{words[i]}]"
+    words.insert(r.prefix_length, "|")
+    tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote; "
+               f"reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}")
+    tqdm.write("    " + printable(" ".join(words)))
 
 
 def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
@@ -398,18 +377,21 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
     stop = stop_ids(model, tokenizer)
     bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
+        # All that is random follows from the step's number.
         start = time.perf_counter()
         sampler.sync(model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
         rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, stop)
-        row = {"low": window_at(step, flags)[0], **describe(rollouts)}
-        sampled = time.perf_counter()
+        row = describe(rollouts)
+        row["low"], _ = window_at(step, flags)
+        row["rollout_s"] = time.perf_counter() - start
+        row["rollout_tokens_per_s"] = row["tokens"] / row["rollout_s"]
+        start = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
         row |= update(model, optimizer, rollouts, flags, generator)
-        updated = time.perf_counter()
-        row |= {"rollout_s": sampled - start, "update_s": updated - sampled,
-                "rollout_tokens_per_s": row["tokens"] / (sampled - start),
-                "update_tokens_per_s": row["update_tokens"] / (updated - sampled)}
+        row["update_s"] = time.perf_counter() - start
+        row["update_tokens_per_s"] = row["update_tokens"] / row["update_s"]
+
         bar.set_postfix(reward=row["reward"], refresh=False)
         if out and step in (0, flags.steps - 1):
             show_rollout(tokenizer, rollouts, f"of step {step + 1}")
@@ -435,8 +417,7 @@ class Flags:
     prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag(
         "top", "what gradient the prefix gets [P]")
     keep: float = flag(0.2, "share of prefix tokens kept by top, bottom and random [P]", 0, 1)
-    high: float = flag(0.95, "largest prefix share [P]", 0, 1)
-    low_end: float = flag(0.05, "smallest prefix share at the end [P]", 0, 1)
+    low_end: float = flag(0.05, "smallest prefix share in the end, of at most 0.95 [P]", 0, 0.95)
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1)
     batch: int = flag(128, "problems in a batch [P]", 1)
@@ -461,15 +442,8 @@ TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens
 
 def check(flags, problems):
     """InputError for flags that contradict each other or the data."""
-    if flags.low_end > flags.high:
-        raise InputError(f"--low_end {flags.low_end} is above --high {flags.high}: lower it")
-    if flags.hybrids > flags.n:
-        raise InputError(f"--hybrids {flags.hybrids} is more than --n {flags.n}: take at most n")
-    if (flags.hybrids == 0) != (flags.schedule == "none"):
-        raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: for "
-                         "plain RFT take --method rft")
-    plain = 0 if flags.hybrids == -1 else flags.n - flags.hybrids
-    if plain == 0 and (flags.schedule == "full" or flags.advantage == "code"):
+    all_hybrid = not 0 <= flags.hybrids < flags.n
+    if all_hybrid and (flags.schedule == "full" or flags.advantage == "code"):
         raise InputError("--schedule full and --advantage code need a rollout without a prefix: "
                          f"lower --hybrids {flags.hybrids}")
     if flags.hybrids and not any(problem["solution"] for problem in problems):
@@ -482,17 +456,16 @@ def main(flags):
     check(flags, problems)
     benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
     out, model, tokenizer, optimizer, state = start_run(flags)
-    problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
 
     # One sampler for rollouts and evaluations, with room for a whole response to every prompt.
-    prompts = [problem["prompt"] for problem in problems]
-    for benchmark in benchmarks.values():
-        prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in benchmark]
+    texts = sum(benchmarks.values(), problems)
+    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in texts]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
     if room < flags.max_new_tokens:
         raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
                          f"model reads {room}")
 
+    problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks)
     report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
