@@ -170,7 +170,9 @@ def checkpoint_activations(model):
     """Recompute the activations of a layer in the backward pass instead of keeping them: a third
     more time, a tenth of the memory. transformers does so only in layers in training mode; what is
     inside stays in eval mode: with dropout the policy that learns is not the one that sampled."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None)       # its name since 5.23
+    enable = enable or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     for module in model.modules():
         module.training = getattr(module, "gradient_checkpointing", False)
 

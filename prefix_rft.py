@@ -442,7 +442,12 @@ TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens
 
 def check(flags, problems):
     """InputError for flags that contradict each other or the data."""
-    all_hybrid = not 0 <= flags.hybrids < flags.n
+    if flags.hybrids > flags.n:
+        raise InputError(f"--hybrids {flags.hybrids} is more than --n {flags.n}: take at most n")
+    if (flags.hybrids == 0) != (flags.schedule == "none"):
+        raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: for "
+                         "plain RFT take --method rft")
+    all_hybrid = flags.hybrids in (-1, flags.n)
     if all_hybrid and (flags.schedule == "full" or flags.advantage == "code"):
         raise InputError("--schedule full and --advantage code need a rollout without a prefix: "
                          f"lower --hybrids {flags.hybrids}")
