@@ -22,7 +22,6 @@ beams, penalties, sliding windows shorter than `length`, paged caches, speculati
 
 import copy
 import hashlib
-import itertools
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -215,7 +214,10 @@ class Slots:
             # As tensors, once: a list would go to the device anew for every layer.
             source = self.numbers.new_tensor(source)
             target = self.numbers.new_tensor(target)
-            for x in [*itertools.chain(*self.slab.values()), *fields]:
+            tensors = list(fields)
+            for keys, values in self.slab.values():
+                tensors += [keys, values]
+            for x in tensors:
                 x = x.view(len(self.pos), -1)                           # (slots, ...)
                 x[target] = x[source]
 
