@@ -105,7 +105,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
 
     wanted = mask[:, 1:] & mask[:, :-1]                                    # (B, T-1)
     if want is not None:
-        wanted &= want[:, 1:]
+        wanted &= want[:, 1:].bool()
     hidden = output.last_hidden_state[:, :-1][wanted]                      # (N, D)
     targets = ids[:, 1:][wanted]                                           # (N,)
 
@@ -116,7 +116,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     # At most CHUNK logits at once, and of a small batch at most a quarter.
     vocabulary = model.config.get_text_config().vocab_size
     fit = CHUNK["cuda" if ids.is_cuda else "cpu"] // vocabulary
-    size = min(fit, math.ceil(len(targets) / 4))
+    size = max(1, min(fit, math.ceil(len(targets) / 4)))
     parts = []
     for chunk in zip(hidden.split(size), targets.split(size)):
         parts.append(checkpoint(chunk_stats, *chunk, use_reentrant=False, preserve_rng_state=False))
@@ -129,7 +129,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
 def find_backbone(model):
     """The part of a causal language model below its output head. ValueError if there is none."""
     backbone = model.get_decoder()
-    if backbone is model:       # not known for this architecture: then it is the innermost model
+    if backbone is model or not isinstance(backbone, PreTrainedModel):     # unknown: the innermost
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 backbone = part

@@ -6,8 +6,8 @@ avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 
 pass@k is the chance that one of k answers is right (2107.03374). The 95 % interval draws the
 *problems* anew: n answers to one problem are not n independent facts.
 
-What a user can get wrong - a flag, a line of a file, a checkpoint - is met here and only here, by
-an InputError: one sentence that says where, what, and how to mend it.
+What a user can get wrong - a flag, a line of a file, a checkpoint - is met here, by an InputError:
+one sentence that says where, what, and how to mend it.
 
 Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
@@ -103,7 +103,9 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
     """The command line -> Flags(...). InputError for an unknown flag or a value not allowed. Flags
     holds the defaults for real models; toy_defaults {flag: default} replace them when --data is
     toy, methods[--method] {flag: default} replace both, and what is typed wins."""
-    parser = HfArgumentParser(Flags, allow_abbrev=False)
+    title = sys.modules[Flags.__module__].__doc__.strip().split("\n")[0]
+    marks = "[P], [D]: the value of the Prefix-RFT and On-Policy SFT paper, [code]: of its code"
+    parser = HfArgumentParser(Flags, description=title, epilog=marks, allow_abbrev=False)
     parser.error = refuse
     for action in parser._actions:                       # The parser itself adds "(default: ...)"
         for name, others in {"toy": toy_defaults, **methods}.items():
@@ -131,7 +133,7 @@ def exit_on_mistake(main, *args):
     try:
         main(*args)
     except (InputError, OSError) as error:               # OSError: disk full, no permission, ...
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -151,7 +153,7 @@ def new_run(out, resume):
     """Path(out), if a run may start or go on there. Not made yet: a refused run leaves nothing."""
     out = Path(out)
     if resume and not out.is_dir():
-        raise InputError(f"--resume: there is no run in {out}")
+        raise InputError(f"--resume: there is no run in {out}, leave it out")
     if not resume and out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out {out} already holds a run: add --resume or name another --out")
     place = next(place for place in [out, *out.absolute().parents] if place.exists())
@@ -345,6 +347,8 @@ def prompt_ids(tokenizer, problem):
     if tokenizer.chat_template:
         with blame("the chat template refuses a prompt"):
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            if not text:
+                raise InputError("it makes nothing of it")
         return tokenizer(text, add_special_tokens=False).input_ids
     # A base model reads the text and a line's end
     ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
@@ -478,9 +482,11 @@ def main(flags):
     checksum = zlib.crc32(json.dumps(benchmarks).encode())
     report = {"flags": settings, "checksum": checksum, "results": {}}
     file = out / "results.json"
-    if flags.resume and file.exists():
-        [(_, report)] = read_rows(file)
-        repeat_flags(report["flags"], settings)
+    if flags.resume:
+        with blame(f"--resume: {file} is damaged", "; name another --out"):
+            [(_, report)] = read_rows(file)
+            before = report["flags"]
+        repeat_flags(before, settings)
         if report["checksum"] != checksum:
             raise InputError(f"--resume: {out} answers other problems, name another --out")
 
@@ -491,6 +497,8 @@ def main(flags):
         prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
 
+    out.mkdir(parents=True, exist_ok=True)
+    write_rows(file, [report])
     print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  tokens/s  pass@k")
     for title, problems in benchmarks.items():
         if title not in report["results"]:
@@ -498,7 +506,6 @@ def main(flags):
                               room, flags.seed, flags.ks, sampler=sampler)
             responses = result.pop("responses")
             rows = [{**problem, "responses": r} for problem, r in zip(problems, responses)]
-            out.mkdir(parents=True, exist_ok=True)
             write_rows(out / f"{title}.jsonl", rows)
             report["results"][title] = result
             write_rows(file, [report])

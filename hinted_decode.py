@@ -35,9 +35,9 @@ import torch
 from tqdm import tqdm
 
 from ddt import cll, response_stats
-from eval import (InputError, chat_turns, demo_ids, demonstrations, flag, load_model,
-                  load_problems, new_run, new_sampler, pick_device, printable, prompt_ids,
-                  read_log, repeat_flags, run_script, stop_ids, write_file, write_rows)
+from eval import (InputError, blame, chat_turns, demo_ids, demonstrations, flag, load_model,
+                  load_problems, new_run, new_sampler, pick_device, printable, prompt_ids, read_log,
+                  repeat_flags, run_script, stop_ids, write_file, write_rows)
 from reward import rewards
 from sampler import Sample
 
@@ -190,12 +190,13 @@ class Writer:
             print(f"{len(problems) - len(pairs)} of {len(problems)} problems are left out: with "
                   f"--max_new_tokens they have more than the {context} tokens the model reads")
         if not pairs:
-            raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem, lower it")
+            raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem: lower it "
+                             "or shorten the texts")
 
         # Two samplers, on a GPU with one bf16 twin. What a call holds in memory ends with the call.
         self.mixed, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
-        longest = [hinted for hinted, _ in pairs]
-        self.alone, _ = new_sampler(self.mixed.model, longest, room, flags.rows)
+        prompts = [hinted for hinted, _ in pairs]
+        self.alone, _ = new_sampler(self.mixed.model, prompts, room, flags.rows)
         size = model.get_input_embeddings().num_embeddings
         self.table = marker_table(tokenizer, size).to(model.device)
 
@@ -310,16 +311,18 @@ def main(flags):
     for name in ("out", "resume", "device"):
         del settings[name]
     if flags.resume:
-        repeat_flags(json.loads((out / "flags.json").read_text()), settings)
+        with blame(f"--resume: {out}/flags.json is damaged", "; name another --out"):
+            before = json.loads((out / "flags.json").read_text())
+        repeat_flags(before, settings)
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
     if flags.analysis and "<hint>" in tokenizer.get_vocab():
         raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
     writer = Writer(model, tokenizer, problems, flags)
-    # A file is only ever replaced: a killed run has left whole chunks, of these problems or others.
+    # A file is only ever replaced: a killed run has left whole chunks, if of the same problems.
     rows = read_log(out / "trajectories.jsonl")
-    for row, problem in zip(rows, writer.problems):
-        if (row["problem"], row["answer"]) != (problem["problem"], problem["answer"]):
-            raise InputError(f"--resume: {out} holds other problems, name another --out")
+    answered = [(row["problem"], row["answer"]) for row in rows]
+    if answered != [(p["problem"], p["answer"]) for p in writer.problems[:len(rows)]]:
+        raise InputError(f"--resume: {out} holds other problems, name another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "flags.json", json.dumps(settings))
 

@@ -42,9 +42,9 @@ import torch
 from tqdm import tqdm
 
 from ddt import cll, logp_entropy, micro_batches, response_stats
-from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
-                  load_model, load_problems, new_run, pick_device, prompt_ids, read_log,
-                  repeat_flags, run_script, write_rows)
+from eval import (InputError, blame, demo_ids, demonstrations, flag, greedy_accuracy,
+                  load_benchmarks, load_model, load_problems, new_run, pick_device, prompt_ids,
+                  read_log, repeat_flags, run_script, write_rows)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -251,7 +251,8 @@ def start_run(flags):
     for name in ("out", "resume", "save_every", "device"):
         del state["flags"][name]
     if checkpoint:
-        state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
+        with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
+            state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
         repeat_flags(state["flags"], asdict(flags))
         optimizer.load_state_dict(state.pop("optimizer"))
     if flags.resume:
@@ -264,7 +265,6 @@ def start_run(flags):
 def log_row(out, row):
     """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
     row = json.loads(json.dumps(row), parse_constant=lambda name: None)
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -289,6 +289,7 @@ def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampl
     has what a resumed run had measured before."""
     if when in state:
         return
+    out.mkdir(parents=True, exist_ok=True)
     state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
                                   sampler)
     log_row(out, {"step": state["step"], when: state[when]})

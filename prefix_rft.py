@@ -71,7 +71,7 @@ def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule
     """The interval (low_t, high) from which the share l of the prefix is drawn at `step`: low_t
     falls from low to low_end [P]. binomial (UFT): both ends are the probability of a hint, which
     falls from high to low_end in 60 % of the steps, then is 0. ValueError on another schedule."""
-    progress = min(step / total_steps, 1.0)
+    progress = min(max(step / total_steps, 0.0), 1.0)
     fall = 0.5 * (1 + math.cos(math.pi * progress))                # from 1 to 0
     p = 0.0
     if progress <= 0.6:
@@ -205,7 +205,8 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
                 L = len(demo)
             elif flags.schedule == "binomial":
                 # UFT: as many fifths as five coins of probability low say.
-                L = min(round(rng.binomial(5, low) / 5 * len(demo)), len(demo) - 1)
+                fifths = rng.binomial(5, low)
+                L = min(round(fifths / 5 * len(demo)), len(demo) - 1)
             else:
                 L = prefix_length(len(demo), low, high, rng)
         for i in range(flags.n):
@@ -412,12 +413,12 @@ class Flags:
     method: Literal[tuple(METHODS)] = flag("prefix_rft", "sets the flags in its row of METHODS")
     schedule: Literal["cosine", "linear", "uniform", "full", "binomial", "none"] = flag(
         "cosine", "how much prefix [P]")
-    hybrids: int = flag(1, "how many of the n rollouts start from one; -1: all [P]", -1)
+    hybrids: int = flag(1, "how many of the n rollouts have a prefix; -1: all [P]", -1)
     hybrid_problems: float = flag(1.0, "on which share of the problems [ours]", 0, 1)
     prefix_loss: Literal["top", "all", "none", "random", "bottom", "sft", "luffy"] = flag(
         "top", "what gradient the prefix gets [P]")
     keep: float = flag(0.2, "share of prefix tokens kept by top, bottom and random [P]", 0, 1)
-    low_end: float = flag(0.05, "smallest prefix share in the end, of at most 0.95 [P]", 0, 0.95)
+    low_end: float = flag(0.05, "where low_t ends; it starts at 0.95 [P]", 0, 0.95)
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1)
     batch: int = flag(128, "problems in a batch [P]", 1)
@@ -463,8 +464,8 @@ def main(flags):
     out, model, tokenizer, optimizer, state = start_run(flags)
 
     # One sampler for rollouts and evaluations, with room for a whole response to every prompt.
-    texts = sum(benchmarks.values(), problems)
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in texts]
+    everything = sum(benchmarks.values(), problems)
+    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in everything]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
     if room < flags.max_new_tokens:
         raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "

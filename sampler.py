@@ -75,7 +75,7 @@ class Sample:
 
 def uniforms(seed, sample):
     """The numbers in [0, 1) by which a sample draws its tokens: (budget,) float32."""
-    key = repr((seed, sample.texts, sample.number)).encode()
+    key = repr((int(seed), sample.texts, sample.number)).encode()
     digest = hashlib.sha256(key).digest()
     rng = np.random.default_rng(list(digest))
     return torch.from_numpy(rng.random(sample.budget, dtype=np.float32))
@@ -114,9 +114,10 @@ def truncate(p, top_k, top_p, candidates):
     mass = top.sum(-1, keepdim=True) if top_k else 1.0
     # A token is in the nucleus if the likelier ones do not fill it.
     before = top.cumsum(-1) - top
-    kept = top * (before < top_p * mass)
+    kept = top * (before < max(top_p, 1e-30) * mass)
     everything = k in (top_k, p.shape[1])
-    return kept, ids, (kept[:, -1] == 0) | everything
+    fits = (kept[:, -1] == 0) | everything
+    return kept, ids, fits
 
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
@@ -128,7 +129,7 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
         logits = logits / temperature
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
-    entropy = -(p * log_p).nansum(-1)                   # 0 * log 0 is NaN and counts as 0
+    entropy = torch.special.entr(p).sum(-1)             # -p log p, 0 where p is
     fits = torch.ones_like(u, dtype=torch.bool)
     if temperature == 0:
         token = logits.argmax(-1, keepdim=True)                         # (R, 1)
@@ -392,7 +393,8 @@ def examine(model, length):
     for kind in kinds - {"full_attention", "sliding_attention"}:
         raise ValueError(f"layers of type {kind}")
     window = getattr(config, "sliding_window", None)
-    if window and window < length:
+    used = getattr(config, "use_sliding_window", True)
+    if used and window and window < length:
         raise ValueError(f"a sliding window of {window}, shorter than length={length}")
     rope = str(getattr(config, "rope_parameters", None))
     if "dynamic" in rope or "longrope" in rope:
@@ -410,8 +412,10 @@ def examine(model, length):
         texts = ids[:, :7].tolist()
         slots.read(list(zip(texts, range(4))))
         got = slots.forward(4)[:, 0].float()
+    if len(slots.slab) != config.num_hidden_layers:
+        raise ValueError("not all of its layers attend through transformers.AttentionInterface")
     # The median row: bf16 may send a token to another expert, but a wrong model errs in all rows.
-    largest = want.abs().amax(-1)
+    largest = want.abs().amax(-1).clamp(min=1e-6)
     error = (got - want).abs().amax(-1) / largest
     error = error.median()
     exact = model.device.type == "cpu" and model.dtype == torch.float32
@@ -473,6 +477,7 @@ class Sampler:
         if stop is None:
             stop = self.model.generation_config.eos_token_id
             stop = stop if isinstance(stop, list) else [stop]
+        stop = set(stop)
         samples = self.plan(prompts, n, max_new_tokens)
         count = min(self.rows, len(samples))
         columns = max(len(text) + sample.budget for sample in samples for text in sample.texts)

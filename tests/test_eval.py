@@ -384,6 +384,9 @@ def test_a_template_that_refuses(tiny_checkpoint):
     tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
     with pytest.raises(ev.InputError, match="no system turn"):
         ev.prompt_ids(tokenizer, "1+1?")
+    tokenizer.chat_template = "{% if false %}never{% endif %}"
+    with pytest.raises(ev.InputError, match="nothing"):
+        ev.prompt_ids(tokenizer, "1+1?")
 
 
 # ---------------------------------------------------------------- flags
@@ -629,7 +632,9 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
 
     out, file = tmp_path / "killed", tmp_path / "killed" / "one.jsonl"
     process = start("eval", [*argv, "--out", out])
-    while process.is_alive() and not (out / "results.json").exists():
+    while process.is_alive():
+        if file.exists() and json.loads((out / "results.json").read_text())["results"]:
+            break
         time.sleep(0.01)
     process.kill()
     process.join()
@@ -663,8 +668,22 @@ def test_resume_refuses_what_it_cannot_go_on_with_and_leaves_it_alone(tiny_check
     (out / "results.json").write_text("{oops")
     code, _, err = script(*argv, "--resume")
     assert code == 2 and "results.json" in err and err.count("\n") == 1
-    (out / "results.json").unlink()                              # killed before anything was finished
+    (out / "results.json").write_text("[]")
+    assert "results.json is damaged" in script(*argv, "--resume")[2]
+
+
+def test_a_run_killed_in_its_first_evaluation_can_be_resumed(tiny_checkpoint, tmp_path, script, monkeypatch):
+    argv = ["--model", tiny_checkpoint, "--data", jsonl(tmp_path / "data.jsonl", *word_problems(2)),
+            "--max_new_tokens", 2, "--out", tmp_path / "out"]
+    with monkeypatch.context() as killed:
+        killed.setattr(ev, "evaluate", mock.Mock(side_effect=KeyboardInterrupt))
+        assert script(*argv)[0] == 130
     assert script(*argv, "--resume")[0] == 0
+
+
+def test_one_line_whatever_a_key_holds(tmp_path, script):
+    code, _, err = script("--data", jsonl(tmp_path / "data.jsonl", {"a\nb\x1b": 1}), "--out", tmp_path / "out")
+    assert code == 2 and err.count("\n") == 1 and "\x1b" not in err
 
 
 @pytest.mark.parametrize("argv, named", [

@@ -408,6 +408,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(retold, tmp_path):
     with pytest.raises(InputError, match="other problems"):
         hd.main(parsed(*argv, "--resume"))
     path.write_bytes(half)
+    flags = tmp_path / "run/flags.json"
+    kept = flags.read_text()
+    flags.write_text("{oops")
+    with pytest.raises(InputError, match="flags.json is damaged"):
+        hd.main(parsed(*argv, "--resume"))
+    flags.write_text(kept)
     hd.main(parsed(*argv, "--resume"))
     for name in ("trajectories.jsonl", "data.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (folder / "out" / name).read_bytes()

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -507,6 +508,18 @@ def test_resume_before_the_first_checkpoint_starts_over(tiny_checkpoint, data, t
     (out / "metrics.jsonl").write_text('{"step": 0, "before": {}}\n{"step": 1, "loss": 3.0}\n{"st')
     run_here(idft, *argv, "--out", out, "--resume")
     assert untimed(out) == untimed(tmp_path / "whole")
+
+
+def test_resume_after_a_kill_in_the_first_evaluation(tiny_checkpoint, data, tmp_path, monkeypatch, capsys):
+    argv = ["--model", tiny_checkpoint, "--data", data, "--steps", 1, "--batch", 2, "--out", tmp_path / "run"]
+    with monkeypatch.context() as killed:
+        killed.setattr(idft, "greedy_accuracy", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            run_here(idft, *argv)
+    run_here(idft, *argv, "--resume")
+    assert [row["step"] for row in logged(tmp_path / "run")] == [0, 1, 1]
+    (tmp_path / "run/checkpoint/trainer.pt").write_bytes(b"PK half")
+    assert "trainer.pt is damaged" in refusal(capsys, idft, *argv, "--resume")
 
 
 def test_ten_in_a_row_stop_the_run(tiny_checkpoint, data, tmp_path, monkeypatch, capsys):

@@ -167,13 +167,13 @@ def test_prefix_losses_against_the_formulas():
     logp, old_logp, adv = -3 * torch.rand(40), -3 * torch.rand(40), torch.randn(40)
     prefix = torch.arange(40) < 25
     p = logp.exp()
-    for how, gradient in (("sft", -adv), ("luffy", -adv * 0.1 * p / (p + 0.1) ** 2)):
+    for how, slope in (("sft", -adv), ("luffy", -adv * 0.1 * p / (p + 0.1) ** 2)):
         ours = logp.clone().requires_grad_()
         loss, held = token_loss(ours, old_logp, adv, prefix, how)
         loss.sum().backward()
         expected = -adv * logp if how == "sft" else -adv * p / (p + 0.1)
         torch.testing.assert_close(loss.detach()[:25], expected[:25])
-        torch.testing.assert_close(ours.grad[:25], gradient[:25])
+        torch.testing.assert_close(ours.grad[:25], slope[:25])
         assert torch.equal(loss[25:], policy_loss(ours, old_logp, adv)[25:])
         assert not held[:25].any() and held[25:].any()
 

@@ -433,6 +433,22 @@ def test_what_the_slab_cannot_serve_is_refused_by_name(config, says):
         Sampler(build(config), rows=2, length=32)
 
 
+def test_models_that_do_not_read_the_slab_are_refused_in_bf16_too():
+    """There the logits alone would not tell: a small random model may ignore its context."""
+    model = build(BloomConfig(vocab_size=V, hidden_size=48, n_layer=2, n_head=4), scale=1.0)
+    with pytest.raises(ValueError, match="Bloom"):
+        Sampler(model.to(torch.bfloat16), rows=2, length=32)
+
+
+def test_a_model_without_opinions_is_served_and_a_broken_one_shows():
+    model = build()
+    model.lm_head.weight.data.zero_()
+    [sample] = Sampler(model, rows=1, length=32)([[3, 4]], max_new_tokens=4)
+    assert sample.entropy == pytest.approx([np.log(V)] * 4)
+    _, logp, entropy, _ = draw(torch.full((1, V), torch.nan), torch.zeros(1), 1.0)
+    assert logp.isnan().all() and entropy.isnan().all()
+
+
 @pytest.mark.parametrize("config", [MistralConfig(**SHAPE), QWEN2])
 def test_a_layer_with_an_unknown_option_is_refused_where_it_calls(config, monkeypatch):
     """A window or a cap that no config names, as remote code may have it."""
