@@ -186,7 +186,7 @@ class Rollout:
     prefix: torch.Tensor = None         # was it given?
     adv: torch.Tensor = None            # what it is worth
     old_logp: torch.Tensor = None       # under the policy that sampled
-    unsure: torch.Tensor = None         # entropy under the policy that sampled, nats
+    token_entropy: torch.Tensor = None  # under the policy that sampled, nats
 
 
 def sample_rollouts(sampler, tokenizer, problems, flags, step, stop):
@@ -266,7 +266,7 @@ def update(model, optimizer, rollouts, flags, generator=None):
     for r, own, given in zip(rollouts, own_adv.flatten(), prefix_adv.flatten()):
         r.prefix = torch.arange(len(r.response), device=model.device) < r.prefix_length
         r.adv = torch.where(r.prefix, given, own)
-        r.unsure = torch.zeros_like(r.adv)
+        r.token_entropy = torch.zeros_like(r.adv)
 
     # 2. How sure the model was when it sampled: one pass without gradients, before any update.
     look = [r for r in rollouts if r.prefix_length > 0 or (flags.mini_batches > 1 and r.adv.any())]
@@ -274,7 +274,7 @@ def update(model, optimizer, rollouts, flags, generator=None):
         with torch.no_grad():
             logp, entropy = read_rollouts(model, look, flags)
         spread(look, "old_logp", logp)
-        spread(look, "unsure", entropy)
+        spread(look, "token_entropy", entropy)
 
     metrics = dict.fromkeys(["updates", "loss", "grad_norm", "prefix_kept", "update_tokens",
                              "clipped_tokens"], 0)
@@ -285,9 +285,9 @@ def update(model, optimizer, rollouts, flags, generator=None):
         # 3. Entropy clipping over the mini-batch: only the decisions of a prefix keep their worth.
         if flags.prefix_loss not in ("sft", "luffy"):
             prefix = flat(mini_batch, "prefix")
-            unsure = flat(mini_batch, "unsure")
+            entropy = flat(mini_batch, "token_entropy")
             adv = flat(mini_batch, "adv")
-            adv = entropy_clip(adv, prefix, unsure, flags.keep, flags.prefix_loss, generator)
+            adv = entropy_clip(adv, prefix, entropy, flags.keep, flags.prefix_loss, generator)
             spread(mini_batch, "adv", adv)
             metrics["prefix_kept"] += adv[prefix].count_nonzero().item()
 
