@@ -592,11 +592,12 @@ def test_verl_hybrid_rollouts(tiny_checkpoint, monkeypatch, with_logps):
         finished = len(ids) < ROOM or ids[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(ids, skip_special_tokens=True)
         assert row["rm_scores"].sum() == finished * parity(text.encode())
-    lengths = [int(row["prefix_mask"].sum()) for row in queue.rows.values()]
     again, _ = verl_rollouts(tiny_checkpoint, monkeypatch)
     other, _ = verl_rollouts(tiny_checkpoint, monkeypatch, step=9)
-    assert lengths == [int(row["prefix_mask"].sum()) for row in again.rows.values()]
-    assert lengths != [int(row["prefix_mask"].sum()) for row in other.rows.values()]
+    lengths = []
+    for found in (queue, again, other):                # rows arrive in any order
+        lengths.append({key: int(row["prefix_mask"].sum()) for key, row in found.rows.items()})
+    assert lengths[0] == lengths[1] != lengths[2]
 
 
 @needs_verl
