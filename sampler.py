@@ -127,9 +127,9 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
     """
     if temperature not in (0, 1):
         logits = logits / temperature
-    log_p = logits.log_softmax(-1)
+    log_p = logits.log_softmax(-1).clamp_(min=-200)     # exp(-200) is 0, but 0 * -inf is NaN
     p = log_p.exp()
-    entropy = torch.special.entr(p).sum(-1)             # -p log p, 0 where p is
+    entropy = -(p * log_p).sum(-1)
     fits = torch.ones_like(u, dtype=torch.bool)
     if temperature == 0:
         token = logits.argmax(-1, keepdim=True)                         # (R, 1)
