@@ -127,7 +127,8 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
     """
     if temperature not in (0, 1):
         logits = logits / temperature
-    log_p = logits.log_softmax(-1).clamp_(min=-200)     # exp(-200) is 0, but 0 * -inf is NaN
+    log_p = logits.log_softmax(-1)
+    log_p.clamp_(min=-200)                              # exp(-200) is 0, but 0 * -inf is NaN
     p = log_p.exp()
     entropy = -(p * log_p).sum(-1)
     fits = torch.ones_like(u, dtype=torch.bool)
