@@ -174,8 +174,16 @@ def write_rows(path, rows):
     write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def run_settings(flags):
+    """The flags that decide where a run ends, {name: value}: --resume must repeat them."""
+    settings = asdict(flags)
+    for name in ("out", "resume", "save_every", "device"):
+        settings.pop(name, None)
+    return settings
+
+
 def repeat_flags(before, now):
-    """InputError if a resumed run lacks a flag of its start: it would end elsewhere."""
+    """InputError if a resumed run lacks a setting of its start: it would end elsewhere."""
     for name, value in before.items():
         if now.get(name) != value:
             raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
@@ -198,21 +206,23 @@ def read_rows(path):
             file = huggingface_hub.hf_hub_download(f"{owner}/{name}", inside, repo_type="dataset")
         text = Path(file).read_text(encoding="utf-8-sig")
 
-    # An array is read line by line as well. Not splitlines: a text may hold U+2028
-    kind, lines = "line", text.split("\n")
+    rows = []
     if text.lstrip().startswith("["):
         with blame(f"{path} is not valid JSON"):
-            kind, lines = "item", [json.dumps(row) for row in json.loads(text)]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        place = f"{path} {kind} {number}"
-        if line.strip():
-            with blame(f"{place} is not valid JSON by itself"):
-                row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()    # Fails on half a character, \ud800
-            if not isinstance(row, dict):
-                raise InputError(f'{place} is no object like {{"problem": ..., "answer": ...}}')
-            rows.append((place, row))
+            for number, row in enumerate(json.loads(text), 1):
+                rows.append((f"{path} item {number}", row))
+    else:
+        # Not splitlines: a text may hold U+2028
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                place = f"{path} line {number}"
+                with blame(f"{place} is not valid JSON by itself"):
+                    rows.append((place, json.loads(line)))
+    for place, row in rows:
+        with blame(f"{place} is not valid JSON by itself"):
+            json.dumps(row, ensure_ascii=False).encode()        # Fails on half a character, \ud800
+        if not isinstance(row, dict):
+            raise InputError(f'{place} is no object like {{"problem": ..., "answer": ...}}')
     return rows
 
 
@@ -474,9 +484,7 @@ def main(flags):
         raise InputError(f"--ks {max(flags.ks)} is more than --n {flags.n}: pass@k needs k <= n")
     out = new_run(flags.out, flags.resume)
     benchmarks = load_benchmarks(flags.data)
-    settings = asdict(flags)
-    for name in ("out", "resume", "device"):
-        del settings[name]
+    settings = run_settings(flags)
 
     # A killed run keeps the benchmarks that it has finished, if they are still the same
     checksum = zlib.crc32(json.dumps(benchmarks).encode())

@@ -27,7 +27,7 @@ repetitions are looked for at every token; the hint has other words. Left out: t
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ from tqdm import tqdm
 from ddt import cll, response_stats
 from eval import (InputError, blame, chat_turns, demo_ids, demonstrations, flag, load_model,
                   load_problems, new_run, new_sampler, pick_device, printable, prompt_ids, read_log,
-                  repeat_flags, run_script, stop_ids, write_file, write_rows)
+                  repeat_flags, run_script, run_settings, stop_ids, write_file, write_rows)
 from reward import rewards
 from sampler import Sample
 
@@ -307,9 +307,7 @@ TOY = {"analysis": False, "max_new_tokens": 96}                # the toy knows n
 def main(flags):
     out = new_run(flags.out, flags.resume)
     problems = load_problems(flags.data, seed=flags.seed)[:flags.problems]
-    settings = asdict(flags)
-    for name in ("out", "resume", "device"):
-        del settings[name]
+    settings = run_settings(flags)
     if flags.resume:
         with blame(f"--resume: {out}/flags.json is damaged", "; name another --out"):
             before = json.loads((out / "flags.json").read_text())

@@ -34,7 +34,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -44,7 +44,7 @@ from tqdm import tqdm
 from ddt import cll, logp_entropy, micro_batches, response_stats
 from eval import (InputError, blame, demo_ids, demonstrations, flag, greedy_accuracy,
                   load_benchmarks, load_model, load_problems, new_run, pick_device, prompt_ids,
-                  read_log, repeat_flags, run_script, write_rows)
+                  read_log, repeat_flags, run_script, run_settings, write_rows)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -247,13 +247,12 @@ def start_run(flags):
     optimizer = new_optimizer(model)
 
     # What the run is: its flags, but for those that change nothing of where it ends.
-    state = {"step": 0, "bad": 0, "flags": asdict(flags)}
-    for name in ("out", "resume", "save_every", "device"):
-        del state["flags"][name]
+    settings = run_settings(flags)
+    state = {"step": 0, "bad": 0, "flags": settings}
     if checkpoint:
         with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
             state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
-        repeat_flags(state["flags"], asdict(flags))
+        repeat_flags(state["flags"], settings)
         optimizer.load_state_dict(state.pop("optimizer"))
     if flags.resume:
         # The log keeps a row from before training and one a step: what follows will come again.

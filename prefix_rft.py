@@ -160,10 +160,10 @@ def token_loss(logp, old_logp, adv, prefix, how="top", clip=0.2):
     -A p / (p + 0.1), without importance ratio."""
     loss = policy_loss(logp, old_logp, adv, clip)
     held = loss > -torch.exp(logp - old_logp) * adv
-    p = logp.exp()
     if how == "sft":
         loss = torch.where(prefix, -adv * logp, loss)
     if how == "luffy":
+        p = logp.exp()
         loss = torch.where(prefix, -adv * p / (p + 0.1), loss)
     if how in ("sft", "luffy"):
         held = held & ~prefix

@@ -164,6 +164,9 @@ class Slots:
         self.model, self.streams, self.columns = model, streams, columns
         self.slab = {}          # layer -> keys and values, each (rows, columns, kv heads, dim)
         self.numbers = torch.arange(count * streams + columns, device=model.device)
+        # For flash attention: where each row's queries and keys start.
+        self.query_start = self.numbers[:count * streams + 1].int()
+        self.key_start = self.query_start * columns
         self.reach = columns
         self.flash = False                      # until a layer says otherwise
         self.graphs = {}                        # number of slots -> CUDA graph, its logits
@@ -228,9 +231,6 @@ class Slots:
         self.at = self.pos[:B].view(-1, 1)                              # (R, 1)
         self.row = self.numbers[:len(self.at), None]
         self.used = self.at[:, 0].int() + 1
-        # For flash attention: where each row's queries and keys start.
-        start = self.numbers[:len(self.at) + 1].int()
-        self.start = start, start * self.columns
         if not self.flash:
             # Added to the scores: -inf on what a row has not filled.
             unseen = self.numbers[:self.reach] > self.at
@@ -270,8 +270,10 @@ class Slots:
         """The same by a kernel that is told how much each row has filled -> (R, heads, dim)."""
         keys = keys.flatten(0, 1)                                       # (R columns, kv heads, dim)
         values = values.flatten(0, 1)
+        query_start = self.query_start[:len(q) + 1]
+        key_start = self.key_start[:len(q) + 1]
         out = torch.ops.aten._flash_attention_forward(
-            q[:, :, 0], keys, values, *self.start, 1, self.columns, 0.0, False, False,
+            q[:, :, 0], keys, values, query_start, key_start, 1, self.columns, 0.0, False, False,
             scale=scale, seqused_k=self.used)
         return out[0]
 
@@ -318,8 +320,9 @@ class Slots:
     def advance(self, B, ahead, how, combine):
         """`ahead` tokens for the first B slots -> tokens, logp, entropy: B lists of `ahead`."""
         self.reach = self.pos.max().item() + 1 + ahead
-        before = [x.clone() for x in self.fields]
         last, pos, step, state, u = (x[:B] for x in self.fields)
+        changing = last, pos, step, state
+        before = [x.clone() for x in changing]
         block = []
         for _ in range(ahead):                  # nothing in this loop waits for the device
             logits = self.replay(B).float()                             # (B, streams, V)
@@ -338,7 +341,7 @@ class Slots:
             return tokens.tolist(), logp.tolist(), entropy.tolist()
         # A nucleus was wider than the candidates: the block once more, from now on sorting all.
         self.candidates = logits.shape[1]
-        for x, old in zip(self.fields, before):
+        for x, old in zip(changing, before):
             x.copy_(old)
         return self.advance(B, ahead, how, combine)
 
