@@ -55,7 +55,7 @@ METHODS = {
 }
 
 
-# ---- how much prefix ----------------------------------------------------------------------------
+# ---- the mathematics ----------------------------------------------------------------------------
 
 def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule="cosine"):
     """The interval (low_t, high) from which the share l of the prefix is drawn at `step`: low_t
@@ -77,8 +77,6 @@ def prefix_length(demo_length, low, high, rng):
     length = math.floor(rng.uniform(low, high) * demo_length)
     return max(0, min(length, demo_length - 1))
 
-
-# ---- what a token learns ------------------------------------------------------------------------
 
 def advantages(rewards, hybrid, kind="paper"):
     """rewards (G, N) float, hybrid (G, N) bool -> the advantages of what the model wrote and of the
@@ -156,15 +154,11 @@ class Rollout:
     entropy: torch.Tensor = None        # under the policy that sampled, nats
 
 
-def draw_length(demo, step, flags, rng):
-    """How many tokens of a demonstration the hybrid rollouts start from; low_t starts at 0.95."""
-    low, high = prefix_window(step, flags.steps, low_end=flags.low_end, schedule=flags.schedule)
-    return prefix_length(len(demo), low, high, rng)
-
-
-def sample_rollouts(sampler, tokenizer, problems, flags, step, stop, draw_length=draw_length):
+def sample_rollouts(sampler, tokenizer, problems, flags, step, stop, prefix_window=prefix_window,
+                    prefix_length=prefix_length):
     """G problems -> G * n Rollouts, scored. The last --hybrids of every n start from a prefix."""
     rng = np.random.default_rng((flags.seed, step))
+    low, high = prefix_window(step, flags.steps, low_end=flags.low_end, schedule=flags.schedule)
     hybrids = flags.n if flags.hybrids == -1 else flags.hybrids
     rollouts = []
     for problem in problems:
@@ -172,11 +166,13 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop, draw_length
         demo, L = [], 0
         if problem["demos"] and rng.random() < flags.hybrid_problems:
             demo = problem["demos"][rng.integers(len(problem["demos"]))]
-            L = draw_length(demo, step, flags, rng)
+            L = prefix_length(len(demo), low, high, rng)
         for i in range(flags.n):
             r = Rollout(problem["prompt"], [], problem["answer"])
             if i >= flags.n - hybrids:
-                r = Rollout(problem["prompt"], demo[:L], problem["answer"], L, len(demo))
+                r.response = demo[:L]
+                r.prefix_length = L
+                r.demo_length = len(demo)
             rollouts.append(r)
 
     # The model goes on from there. Behind a whole demonstration nothing is left to write.
@@ -198,11 +194,6 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop, draw_length
     return rollouts
 
 
-def token_loss(logp, old_logp, adv, prefix, flags):
-    """The loss of every token, (tokens,) each. Here a prefix token is a token like any other."""
-    return policy_loss(logp, old_logp, adv, flags.clip_ratio)
-
-
 def flat(rollouts, name):
     """One field of several rollouts, end to end: (tokens,)."""
     return torch.cat([getattr(r, name) for r in rollouts])
@@ -212,13 +203,14 @@ def read_rollouts(model, rollouts, flags):
     """Micro-batches of rollouts, with logp and entropy of the tokens of their responses."""
     rows = [(r.prompt, r.response) for r in rollouts]
     for group in micro_batches(rows, flags.micro_tokens):
+        part = [rollouts[i] for i in group]
         logp, entropy = response_stats(model, [rows[i] for i in group], flags.temperature,
                                        micro_tokens=flags.micro_tokens)
-        yield [rollouts[i] for i in group], logp, entropy
+        yield part, logp, entropy
 
 
 def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entropy_clip,
-           token_loss=token_loss):
+           prefix_loss=None):
     """Learn from a batch of rollouts in --mini_batches optimizer steps -> metrics."""
     # 1. Every token gets its advantage: by its rollout, and by whether it belongs to the prefix.
     reward = torch.tensor([r.reward for r in rollouts]).view(-1, flags.n)        # (G, N)
@@ -260,7 +252,9 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
         for part, logp, _ in read_rollouts(model, teaching, flags):
             old_logp = flat(part, "old_logp")                                    # (tokens,)
             adv = flat(part, "adv")
-            loss = token_loss(logp, old_logp, adv, flat(part, "prefix"), flags)
+            loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
+            if prefix_loss:
+                loss = torch.where(flat(part, "prefix"), prefix_loss(logp, adv), loss)
             loss = loss.sum() / (len(mini_batch) * flags.max_new_tokens)
             loss.backward()
             step_loss += loss.item()
@@ -333,9 +327,10 @@ def show_rollouts(tokenizer, rollouts, when):
 
 
 def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
-                 benchmarks=None, draw_length=draw_length, entropy_clip=entropy_clip,
-                 token_loss=token_loss):
-    """The loop, from state["step"] to flags.steps. With `out` it shows, logs and saves."""
+                 benchmarks=None, starting={}, learning={}):
+    """The loop, from state["step"] to flags.steps. With `out` it shows, logs and saves. starting
+    and learning replace functions of sample_rollouts and update, as experiments/relatives.py does.
+    """
     stop = stop_ids(model, tokenizer)
     bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
@@ -343,7 +338,7 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         start = time.perf_counter()
         sampler.sync(model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
-        rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, stop, draw_length)
+        rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, stop, **starting)
         row = describe(rollouts)
         row["low"], _ = prefix_window(step, flags.steps, low_end=flags.low_end,
                                       schedule=flags.schedule)
@@ -351,7 +346,7 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         row["rollout_tokens_per_s"] = row["tokens"] / row["rollout_s"]
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
-        row |= update(model, optimizer, rollouts, flags, generator, entropy_clip, token_loss)
+        row |= update(model, optimizer, rollouts, flags, generator, **learning)
         row["update_s"] = time.perf_counter() - start
         row["update_tokens_per_s"] = row["update_tokens"] / row["update_s"]
 
@@ -418,8 +413,7 @@ def check(flags, problems):
                          "some, or take --method rft")
 
 
-def main(flags, **variant):
-    """variant: functions of experiments/relatives.py for draw_length, entropy_clip, token_loss."""
+def main(flags, starting={}, learning={}):
     problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
     benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
@@ -436,7 +430,7 @@ def main(flags, **variant):
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks,
-                 **variant)
+                 starting, learning)
     report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
 
 

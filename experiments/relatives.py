@@ -1,15 +1,14 @@
 """
 relatives.py - relatives of Prefix-RFT that need code of their own: LUFFY, UFT, a static weight.
 
-The loop is that of prefix_rft.py. Three of its functions may be replaced, and a relative replaces
-one or two of them:
+The loop is that of prefix_rft.py; a relative replaces some of its functions (VARIANTS):
 
-    draw_length(demo, step, flags, rng) -> L                    how much of it a rollout starts from
-    entropy_clip(adv, prefix, entropy, keep, how, generator) -> adv     of a mini-batch
-    token_loss(logp, old_logp, adv, prefix, flags) -> loss      of every token, (tokens,) each
+    starting    arguments of sample_rollouts: prefix_window, prefix_length
+    learning    arguments of update: entropy_clip, and prefix_loss(logp, adv) -> the loss of the
+                prefix tokens, where the others keep policy_loss
 
     static     0.001 on -log p of the whole prefix, whatever the reward (2507.01679, Table 8)
-    luffy      https://arxiv.org/abs/2504.14945: one of the n rollouts is a whole demonstration, whose
+    luffy      https://arxiv.org/abs/2504.14945: one of the n rollouts is a whole demonstration. Its
                tokens get p / (p + 0.1) in the place of the ratio; nothing is clipped. LUFFY's code
                takes its baseline from the plain rollouts alone: --advantage code
     uft        https://arxiv.org/abs/2505.16984: all n rollouts start from one hint, which learns by
@@ -24,11 +23,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 import prefix_rft
 from eval import InputError, flag, run_script
-from prefix_rft import TOY, policy_loss
+from prefix_rft import TOY
 
 # The flags of each. prefix_loss "all": no entropy clipping. schedule "none": the start is its own.
 METHODS = {
@@ -41,23 +38,26 @@ STATIC_WEIGHT = 0.001                   # of -log p, in static and uft
 
 # ---- how a rollout starts -----------------------------------------------------------------------
 
-def whole_demonstration(demo, step, flags, rng):
-    """LUFFY: the demonstration is the rollout, and nothing is left to write."""
-    return len(demo)
+def whole_length(demo_length, low, high, rng):
+    """LUFFY: the demonstration is the rollout, and nothing is left to write. As prefix_length."""
+    return demo_length
 
 
-def hint_probability(step, total_steps, high=0.95, low=0.05):
-    """UFT: falls from high to low along a cosine in 60 % of the steps, then is 0."""
+def hint_window(step, total_steps, high=0.95, low_end=0.05, schedule="none"):
+    """UFT: the probability p of a hint, twice; p falls from high to low_end along a cosine in 60 %
+    of the steps, then is 0. As prefix_window."""
     progress = step / total_steps
     if progress > 0.6:
-        return 0.0
-    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress / 0.6))
+        return 0.0, 0.0
+    p = low_end + (high - low_end) * 0.5 * (1 + math.cos(math.pi * progress / 0.6))
+    return p, p
 
 
-def binomial_hint(demo, step, flags, rng):
-    """UFT: as many fifths of the demonstration as five coins say; something is left to write."""
-    fifths = rng.binomial(5, hint_probability(step, flags.steps, low=flags.low_end))
-    return min(round(fifths / 5 * len(demo)), len(demo) - 1)
+def hint_length(demo_length, low, high, rng):
+    """UFT: as many fifths of the demonstration as five coins of probability low say; something is
+    left to write. As prefix_length."""
+    fifths = rng.binomial(5, low)
+    return min(round(fifths / 5 * demo_length), demo_length - 1)
 
 
 # ---- what the prefix teaches --------------------------------------------------------------------
@@ -67,24 +67,23 @@ def static_advantage(adv, prefix, entropy, keep, how, generator):
     return adv.masked_fill(prefix, STATIC_WEIGHT)
 
 
-def static_loss(logp, old_logp, adv, prefix, flags):
-    """-A log p of the prefix, so A is the weight of SFT's loss; the rest is PPO's."""
-    loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
-    return torch.where(prefix, -adv * logp, loss)
+def static_loss(logp, adv):
+    """-A log p, so A is the weight of SFT's loss."""
+    return -adv * logp
 
 
-def shaped_loss(logp, old_logp, adv, prefix, flags):
-    """LUFFY: -A p / (p + 0.1) of the demonstration, without importance ratio; the rest is PPO's."""
+def shaped_loss(logp, adv):
+    """LUFFY: -A p / (p + 0.1), without importance ratio."""
     p = logp.exp()
-    loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
-    return torch.where(prefix, -adv * p / (p + 0.1), loss)
+    return -adv * p / (p + 0.1)
 
 
 VARIANTS = {
-    "static": {"entropy_clip": static_advantage, "token_loss": static_loss},
-    "luffy": {"draw_length": whole_demonstration, "token_loss": shaped_loss},
-    "uft": {"draw_length": binomial_hint, "entropy_clip": static_advantage,
-            "token_loss": static_loss},
+    "static": {"learning": {"entropy_clip": static_advantage, "prefix_loss": static_loss}},
+    "luffy": {"starting": {"prefix_length": whole_length},
+              "learning": {"prefix_loss": shaped_loss}},
+    "uft": {"starting": {"prefix_window": hint_window, "prefix_length": hint_length},
+            "learning": {"entropy_clip": static_advantage, "prefix_loss": static_loss}},
 }
 
 

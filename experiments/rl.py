@@ -129,17 +129,17 @@ def policy_steps(model, tokenizer, problems, flags, sampler):
     """-> learn(step), a step of prefix_rft.train_policy; it returns the same."""
     optimizer = idft.new_optimizer(model)
     stop = stop_ids(model, tokenizer)
-    variant = {"draw_length": prefix_rft.draw_length, **relatives.VARIANTS.get(flags.method, {})}
-    draw_length = variant.pop("draw_length")
+    variant = relatives.VARIANTS.get(flags.method, {})
 
     def learn(step):
         # Roll out with the policy as it is, score, update: in --mini_batches optimizer steps.
         sampler.sync(model)
         batch = idft.draw_batch(problems, flags.batch, step, flags.seed)
         rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, batch, flags, step, stop,
-                                              draw_length)
+                                              **variant.get("starting", {}))
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
-        row = prefix_rft.update(model, optimizer, rollouts, flags, generator, **variant)
+        row = prefix_rft.update(model, optimizer, rollouts, flags, generator,
+                                **variant.get("learning", {}))
         return row["update_tokens"], prefix_rft.describe(rollouts)["tokens"]
     return learn
 

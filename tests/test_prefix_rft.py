@@ -217,16 +217,14 @@ def flags(**settings):
                     **settings})
 
 
-def of_update(method):
-    """The functions with which a relative replaces those of update()."""
-    variant = dict(relatives.VARIANTS.get(method, {}))
-    variant.pop("draw_length", None)
-    return variant
+def starting(method):
+    """The functions with which a relative replaces those of sample_rollouts."""
+    return relatives.VARIANTS.get(method, {}).get("starting", {})
 
 
-def start_of(method):
-    """The function with which a relative replaces draw_length."""
-    return relatives.VARIANTS.get(method, {}).get("draw_length", prefix_rft.draw_length)
+def learning(method):
+    """The functions with which a relative replaces those of update."""
+    return relatives.VARIANTS.get(method, {}).get("learning", {})
 
 
 def sgd(parameters):
@@ -242,7 +240,7 @@ def moved_by(model, rollouts, flags, make=sgd):
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     metrics = update(other, make(other.parameters()), copy.deepcopy(rollouts), flags, generator,
-                     **of_update(flags.method))
+                     **learning(flags.method))
     change = [(q - p).flatten() for p, q in zip(model.parameters(), other.parameters())]
     return torch.cat(change).detach(), metrics
 
@@ -474,7 +472,7 @@ def roll(base, problems, step=0, **settings):
     f = flags(**{"max_new_tokens": 48, "batch": len(problems), **settings})
     sampler, _ = new_sampler(model, [p["prompt"] for p in problems], f.max_new_tokens, 16)
     return sample_rollouts(sampler, tokenizer, problems, f, step, stop_ids(model, tokenizer),
-                           start_of(f.method))
+                           **starting(f.method))
 
 
 def starts(small_base, problems, step=0, **settings):
@@ -483,7 +481,7 @@ def starts(small_base, problems, step=0, **settings):
         return [Sample([small_base[1].eos_token_id], [0.0], [0.0], True) for _ in contexts]
 
     f = flags(**{"max_new_tokens": 48, **settings})
-    return sample_rollouts(sampler, small_base[1], problems, f, step, [], start_of(f.method))
+    return sample_rollouts(sampler, small_base[1], problems, f, step, [], **starting(f.method))
 
 
 @pytest.mark.parametrize("step", [0, 5, 9])
@@ -715,8 +713,8 @@ def test_a_real_model_on_real_text(tiny_checkpoint, tmp_path, capsys):
     (tmp_path / "train.jsonl").write_text("".join(lines[:8]))
     (tmp_path / "test.jsonl").write_text("".join(lines[8:]))
     out = tmp_path / "run"
-    run_here(prefix_rft, *arguments(tmp_path, model=tiny_checkpoint, steps=2, max_new_tokens=80,
-                                    eval_data=tmp_path / "test.jsonl", out=out))
+    run_here(relatives, *arguments(tmp_path, model=tiny_checkpoint, steps=2, max_new_tokens=80,
+                                   eval_data=tmp_path / "test.jsonl", method="uft", out=out))
     shown = capsys.readouterr().out
     assert "before   after" in shown and "test" in shown and "longer" not in shown
     rows = logged(out)

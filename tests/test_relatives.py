@@ -8,34 +8,33 @@ import pytest
 import torch
 from conftest import refusal, run_here, small_model
 from kill import logged
-from test_prefix_rft import (N, arguments, flags, hand_rollouts, hybrid_counts, moved_by, of_update,
+from test_prefix_rft import (N, arguments, flags, hand_rollouts, hybrid_counts, learning, moved_by,
                              problems_of, roll, sgd, starts, world)
 
 from experiments import relatives
-from experiments.relatives import METHODS, hint_probability, shaped_loss, static_loss
-from prefix_rft import policy_loss, update
+from experiments.relatives import METHODS, hint_window, shaped_loss, static_loss
+from prefix_rft import update
 
 
 def test_the_probability_of_a_hint_falls_along_a_cosine_in_60_percent_of_the_steps():
     for step, p in ((0, 0.95), (30, 0.5), (50, 0.1103), (60, 0.05), (61, 0), (100, 0)):
-        assert hint_probability(step, 100) == pytest.approx(p, abs=1e-4)
-    assert hint_probability(60, 100, low=0.2) == pytest.approx(0.2)
-    falling = [hint_probability(step, 100) for step in range(101)]
+        assert hint_window(step, 100) == pytest.approx((p, p), abs=1e-4)
+    assert hint_window(60, 100, low_end=0.2) == pytest.approx((0.2, 0.2))
+    falling = [hint_window(step, 100) for step in range(101)]
     assert falling == sorted(falling, reverse=True)
 
 
 def test_prefix_losses_against_the_formulas():
-    logp, old_logp, adv = -3 * torch.rand(40), -3 * torch.rand(40), torch.randn(40)
-    prefix = torch.arange(40) < 25
+    logp, adv = -3 * torch.rand(40), torch.randn(40)
     p = logp.exp()
-    for loss_of, slope in ((static_loss, -adv), (shaped_loss, -adv * 0.1 * p / (p + 0.1) ** 2)):
+    for loss_of, value, slope in (
+            (static_loss, -adv * logp, -adv),
+            (shaped_loss, -adv * p / (p + 0.1), -adv * 0.1 * p / (p + 0.1) ** 2)):
         ours = logp.clone().requires_grad_()
-        loss = loss_of(ours, old_logp, adv, prefix, flags())
+        loss = loss_of(ours, adv)
         loss.sum().backward()
-        expected = -adv * logp if loss_of is static_loss else -adv * p / (p + 0.1)
-        torch.testing.assert_close(loss.detach()[:25], expected[:25])
-        torch.testing.assert_close(ours.grad[:25], slope[:25])
-        assert torch.equal(loss[25:], policy_loss(ours, old_logp, adv)[25:])
+        torch.testing.assert_close(loss.detach(), value)
+        torch.testing.assert_close(ours.grad, slope)
 
 
 def test_uft_hints_every_rollout_by_a_binomial_and_static_one_by_a_window(small_base):
@@ -75,7 +74,7 @@ def test_luffy_rolls_out_the_whole_demonstration_and_has_no_clip(small_base):
     for kind, advantage in (("paper", (-0.5, 0.5, -0.5, 0.5)), ("code", (-1/3, 2/3, -1/3, 2/3))):
         rollouts = copy.deepcopy(group)
         update(copy.deepcopy(model), sgd(model.parameters()), rollouts,
-               flags(method="luffy", advantage=kind), **of_update("luffy"))
+               flags(method="luffy", advantage=kind), **learning("luffy"))
         for r, adv in zip(rollouts, advantage):
             torch.testing.assert_close(r.adv, torch.full((len(r.response),), adv))
 
