@@ -58,13 +58,11 @@ MARKER = "\\boxed{"
 # ---- the method ---------------------------------------------------------------------------------
 
 def mix(log_p, log_q, beta, mode="linear"):
-    """The two streams as one. log_p (hinted) and log_q (plain), both (..., V): logits or log-
-    probabilities at temperature 1, they are normalised here -> log_m (..., V), not normalised, and
-    lam (...), the share of the plain stream. mode: linear [D], sigmoid or piecewise [code].
-    ValueError for another."""
-    log_p = log_p.log_softmax(-1)
-    log_q = log_q.log_softmax(-1)
-    entropy = torch.special.entr(log_p.exp()).sum(-1)
+    """The two streams as one. log_p (hinted) and log_q (plain), both (..., V), are logits or log-
+    probabilities at temperature 1 -> log_m (..., V), not normalised, and lam (...), the share of
+    the plain stream. mode: linear [D], sigmoid or piecewise [code]. ValueError for another."""
+    # Logits differ from log p by a constant, which softmax does not see, nor whoever samples log m.
+    entropy = torch.special.entr(log_p.softmax(-1)).sum(-1)
     h = entropy / math.log(log_p.shape[-1])                    # from 0, sure, to 1, no idea
     if mode == "linear":
         lam = (beta * h).clamp(0, 1)
@@ -137,8 +135,8 @@ def hinted_combine(table, beta, mode="linear"):
         first = step == 0
         progress = torch.where(first, 0, table[progress, last])
         boxed = progress == len(MARKER)
-        p_logits, q_logits = logits.unbind(1)                              # (R, V)
-        return next_token(p_logits, q_logits, beta, first, boxed, mode), progress
+        log_p, log_q = logits.log_softmax(-1).unbind(1)                    # (R, V)
+        return next_token(log_p, log_q, beta, first, boxed, mode), progress
     return combine
 
 
