@@ -163,14 +163,14 @@ def train(model, tokenizer, arm, lr, seed):
     sequences = arm["batch"] * arm["n"] // arm["mini_batches"]             # an optimizer step
     reading = round(arm.get("supervised", 0) * arm["steps"])               # batches
     exploring = arm["steps"] - reading
-    problems = new_problems("hard", 96, seed, arm.get("voice", "expert"))
+    problems = new_problems("hard", 48, seed, arm.get("voice", "expert"))
     spent = {"texts": len(problems), "optimizer_steps": 0, "sequences": 0}
 
     if "hint" in arm:
         problems = retell(model, tokenizer, problems, arm["hint"], seed)
         spent["texts"] = len(problems)
     rows = demonstration_rows(model, tokenizer, problems)
-    spent["phi"] = mean_phi(model, rows[:32])
+    spent["phi"] = mean_phi(model, rows[:16])
 
     if reading:
         flags = idft.Flags(loss=arm["loss"], gamma_max=arm.get("gamma_max", 2.0), lr=lr, seed=seed,
@@ -197,12 +197,12 @@ def train(model, tokenizer, arm, lr, seed):
 
 
 def measure(model, tokenizer, general, stage):
-    """The figures of a trained model."""
+    """The figures of a trained model: at the stage "tune" on problems of its own."""
     if stage == "tune":
-        sets = {"valid": new_problems("hard", 24, 101), "valid_2": new_problems("hard", 12, 102),
-                "valid_easy": new_problems("easy", 12, 103)}
-    else:
-        sets = {"hard": new_problems("hard", 48, 104), "easy": new_problems("easy", 24, 105)}
+        sets = {"valid": new_problems("hard", 16, 101), "valid_2": new_problems("hard", 8, 102),
+                "valid_easy": new_problems("easy", 8, 103)}
+        return greedy_accuracy(model, tokenizer, sets, MAX_NEW_TOKENS)
+    sets = {"hard": new_problems("hard", 32, 104), "easy": new_problems("easy", 16, 105)}
     accuracy = greedy_accuracy(model, tokenizer, sets, MAX_NEW_TOKENS)
     return {**accuracy, "general": mean_nll(model, general)}
 

@@ -1,8 +1,11 @@
 """A pretrained language model: what the toy shows holds of it, and every script takes a step on it.
-Skipped unless the environment variable SMOLLM2 names a checkpoint, as smollm2.py makes one."""
+Skipped unless the environment variable SMOLLM2 names a checkpoint, as smollm2.py makes one; the
+comparison that experiments/language.py makes with it is tested without."""
 
+import copy
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -16,9 +19,11 @@ import prefix_rft
 from conftest import run_here, word_problems                            # puts the root on the path
 from ddt import all_stats, cll, response_stats
 from eval import load_model, new_sampler, prompt_ids, stop_ids
+from experiments import language
+from reward import reward
 
 CHECKPOINT = os.environ.get("SMOLLM2", "")
-pytestmark = pytest.mark.skipif(not os.path.isdir(CHECKPOINT),
+on_smollm2 = pytest.mark.skipif(not os.path.isdir(CHECKPOINT),
                                 reason="the variable SMOLLM2 names no checkpoint")
 
 
@@ -27,13 +32,14 @@ def smollm2():
     return load_model(CHECKPOINT, torch.device("cpu"))
 
 
+@on_smollm2
 @torch.no_grad()
 def test_greedy_texts_are_those_of_a_plain_loop(smollm2):
     """Ragged prompts side by side, cached, against one text at a time that is read anew for every
     token."""
     model, tokenizer = smollm2
-    prompts = [prompt_ids(tokenizer, row["problem"]) for row in word_problems(4)]
-    sampler, room = new_sampler(model, prompts, 20)
+    prompts = [prompt_ids(tokenizer, row["problem"]) for row in word_problems(3)]
+    sampler, room = new_sampler(model, prompts, 16)
     samples = sampler(prompts, 1, room, stop_ids(model, tokenizer), temperature=0)
     for prompt, sample in zip(prompts, samples):
         ids = list(prompt)
@@ -42,14 +48,15 @@ def test_greedy_texts_are_those_of_a_plain_loop(smollm2):
         assert sample.tokens == ids[len(prompt):]
 
 
+@on_smollm2
 @torch.no_grad()
 def test_phi_is_zero_on_average_in_own_text_and_lower_in_hotter(smollm2):
     """The sum of phi is a martingale of variance sum V: within four of its standard errors of 0."""
     model, tokenizer = smollm2
     prompts = [prompt_ids(tokenizer, row["problem"]) for row in word_problems(32)]
     stop = stop_ids(model, tokenizer)
-    sampler, _ = new_sampler(model, prompts, 48)
-    samples = sampler(prompts, 1, 48, stop, seed=0)
+    sampler, _ = new_sampler(model, prompts, 40)
+    samples = sampler(prompts, 1, 40, stop, seed=0)
     rows = [(prompt, sample.tokens) for prompt, sample in zip(prompts, samples)]
     logp, entropy, variance = response_stats(model, rows, stats=all_stats)
 
@@ -68,23 +75,25 @@ def test_phi_is_zero_on_average_in_own_text_and_lower_in_hotter(smollm2):
     assert cll(logp, entropy).sum() < -4 * variance.sum().sqrt()
 
 
+@on_smollm2
 @torch.no_grad()
 def test_hinted_decoding_of_two_problems(smollm2):
     """Batched and cached, greedy, it is the ten-line loop."""
     model, tokenizer = smollm2
     problems = word_problems(2)
     pairs = [hinted_decode.contexts(tokenizer, row) for row in problems]
-    sampler, room = new_sampler(model, pairs, 12, streams=2)
+    sampler, room = new_sampler(model, pairs, 8, streams=2)
     size = model.get_input_embeddings().num_embeddings
     table = hinted_decode.marker_table(tokenizer, size)
     stop = stop_ids(model, tokenizer)
     samples = sampler(pairs, 1, room, stop, temperature=0,
                       combine=hinted_decode.hinted_combine(table, 0.5))
     for (hinted, plain), sample in zip(pairs, samples):
-        alone = hinted_decode.uncached(model, tokenizer, hinted, plain, 0.5, 12, stop)
+        alone = hinted_decode.uncached(model, tokenizer, hinted, plain, 0.5, 8, stop)
         assert sample.tokens == alone
 
 
+@on_smollm2
 def test_every_script_takes_a_step(tmp_path, capsys, monkeypatch):
     """Measured, trained, trained further, evaluated: each goes on from what the one before left."""
     monkeypatch.chdir(tmp_path)
@@ -105,3 +114,40 @@ def test_every_script_takes_a_step(tmp_path, capsys, monkeypatch):
     run_here(evaluation, "--model", "runs/prefix_rft/checkpoint", *data, "--max_new_tokens", 24)
     shutil.rmtree("runs/prefix_rft")
     assert "data" in capsys.readouterr().out
+
+
+# ---- the comparison in language -----------------------------------------------------------------
+
+def test_the_answer_follows_from_the_facts_and_cannot_be_read_off():
+    """Walked anew from the words of the problem, in either voice; and the circle has no end at
+    which somebody could be recognised."""
+    for voice in ("expert", "foreign"):
+        for problem in language.new_problems("hard", 20, 0, voice):
+            facts, question = problem["problem"][1]["content"].split("\n")
+            tells = dict(fact.split(" tells ") for fact in facts[:-1].split(". "))
+            assert sorted(tells) == sorted(tells.values())
+            person = question.split()[0]
+            walked = [person]
+            for _ in range(3):
+                walked.append(tells[walked[-1]])
+            assert problem["answer"] == walked[-1]
+            words = re.findall("[A-Z][a-z]+", problem["solution"])
+            pairs = list(zip(walked, walked[1:]))
+            told = list(zip(words[0:6:2], words[1:6:2]))
+            assert told == (pairs if voice == "expert" else [(b, a) for a, b in pairs])
+            assert reward(problem["solution"], problem["answer"]) == 1.0
+
+
+def test_every_arm_learns_from_as_many_sequences_in_as_many_steps(tiny_checkpoint, monkeypatch):
+    base, tokenizer = load_model(tiny_checkpoint, torch.device("cpu"))
+    monkeypatch.setattr(language, "retell", lambda model, tokenizer, problems, beta, seed: problems)
+    for name, arm in language.ARMS.items():
+        if name == "base":
+            continue
+        arm = {**language.COMMON, "steps": 2, "batch": 2, "n": 2, **arm}
+        model = copy.deepcopy(base)
+        spent = language.train(model, tokenizer, arm, 1e-2, seed=0)
+        assert (spent["optimizer_steps"], spent["sequences"]) == (4, 8)
+        if arm.get("supervised") == 1:
+            changed = [not torch.equal(a, b) for a, b in zip(base.parameters(), model.parameters())]
+            assert all(changed), name
