@@ -3,18 +3,18 @@ language.py - the comparisons once more, with a pretrained language model and re
 
 The model is SmolLM2-135M-Instruct. A problem is a circle of five people; each tells one other.
 Warmed up on a few problems of one hop ("easy"), which teach the form of an answer, the base stops
-after one hop where three are asked for ("hard"). A guess is right in one case of four.
+after one hop where two are asked for ("hard"). A guess is right in one case of four.
 
     problem     Jim tells Paul. George tells Carl. Paul tells Nick. Nick tells George. Carl tells
-                Jim. / Paul has news. Who hears it third?
-    expert      Paul tells Nick, Nick tells George, George tells Carl. \\boxed{Carl}
-    foreign     Nick from Paul, George from Nick, Carl from George: \\boxed{Carl}
+                Jim. / Paul has news. Who hears it second?
+    expert      Paul tells Nick, Nick tells George. \\boxed{George}
+    foreign     Nick from Paul, George from Nick: \\boxed{George}
 
 Every arm learns from the same number of sequences in the same number of optimizer steps, and is
 tuned as sweep.py says. The first arms learn from the expert, those of TEXTS from the foreign one:
 as it is, self-distilled (beta 0), or retold by hinted decoding.
 
-    hard, easy      greedy accuracy on problems of three hops and of one
+    hard, easy      greedy accuracy on problems of two hops and of one
     general         nll of answers to GSM8K which the model wrote before the warm-up: what is
                     forgotten of everything else
     phi             of the texts that were learnt from, a mean over tokens, under the base
@@ -40,15 +40,15 @@ from experiments import relatives, sweep
 NAMES = """Adam Alex Alice Andrew Anna Anne Arthur Ben Carl Charles Chris Daniel David Edward Emily
 Frank Fred George Henry Jack Jacob James Jane Jim John Kim Lily Louis Luke Maria Mark Martin Mary
 Max Michael Nick Paul Peter Robert Sam Sarah Simon Thomas Tim Tom Victor William""".split()
-ORDINALS = {1: "first", 2: "second", 3: "third"}
-HOPS = {"easy": 1, "hard": 3}
+HOPS = {"easy": 1, "hard": 2}
+ORDINALS = {1: "first", 2: "second"}
 PEOPLE = 5
 
 # What all arms share: batches of rollouts, problems a batch, rollouts a problem, optimizer steps a
 # batch. A supervised arm takes as many steps of as many sequences.
-COMMON = {"steps": 4, "batch": 6, "n": 4, "mini_batches": 2}
+COMMON = {"steps": 4, "batch": 4, "n": 4, "mini_batches": 2}
 MAX_NEW_TOKENS = 32
-GRID = (1e-5, 3e-5, 1e-4)
+GRID = (3e-5, 1e-4)                              # where the search begins
 
 METHODS = {
     "base": {"lr": 0.0, "steps": 0},
@@ -170,7 +170,7 @@ def train(model, tokenizer, arm, lr, seed):
         problems = retell(model, tokenizer, problems, arm["hint"], seed)
         spent["texts"] = len(problems)
     rows = demonstration_rows(model, tokenizer, problems)
-    spent["phi"] = mean_phi(model, rows[:16])
+    spent["phi"] = mean_phi(model, rows[:16])                              # before any step
 
     if reading:
         flags = idft.Flags(loss=arm["loss"], gamma_max=arm.get("gamma_max", 2.0), lr=lr, seed=seed,
