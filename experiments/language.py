@@ -35,7 +35,7 @@ import prefix_rft
 from ddt import cll, response_stats
 from eval import (BENCHMARKS, flag, greedy_accuracy, load_model, load_problems, new_sampler,
                   prompt_ids, run_script, stop_ids)
-from experiments import relatives, sweep
+from experiments import rl, sweep
 
 NAMES = """Adam Alex Alice Andrew Anna Anne Arthur Ben Carl Charles Chris Daniel David Edward Emily
 Frank Fred George Henry Jack Jacob James Jane Jim John Kim Lily Louis Luke Maria Mark Martin Mary
@@ -45,7 +45,7 @@ ORDINALS = {1: "first", 2: "second"}
 PEOPLE = 5
 
 # What all arms share: batches of rollouts, problems a batch, rollouts a problem, optimizer steps a
-# batch. A supervised arm takes as many steps of as many sequences.
+# batch. A supervised arm takes as many steps of as many sequences (rl.budget).
 COMMON = {"steps": 4, "batch": 4, "n": 4, "mini_batches": 2}
 MAX_NEW_TOKENS = 32
 GRID = (3e-5, 1e-4)                              # where the search begins
@@ -113,20 +113,12 @@ def read_general(model, tokenizer, problems):
 
 def warm_up(model, tokenizer):
     """Six steps of eight easy problems, the same for all arms and seeds."""
-    rows = demonstration_rows(model, tokenizer, new_problems("easy", 48, 1000))
+    problems = prefix_rft.prepare_problems(tokenizer, new_problems("easy", 48, 1000),
+                                           MAX_NEW_TOKENS)
     flags = idft.Flags(loss="sft", lr=5e-5, steps=6, batch=8)
-    train_supervised(model, tokenizer, rows, flags)
-
-
-def demonstration_rows(model, tokenizer, problems):
-    return idft.demonstration_rows(model, tokenizer, problems, max_tokens=256)
-
-
-def train_supervised(model, tokenizer, rows, flags):
-    """idft.py's loop with a new optimizer, which it returns."""
-    optimizer = idft.new_optimizer(model)
-    idft.train_supervised(model, tokenizer, rows, flags, optimizer, {"step": 0, "bad": 0})
-    return optimizer
+    learn = rl.supervised_steps(model, problems, flags)
+    for step in range(flags.steps):
+        learn(step)
 
 
 @torch.no_grad()
@@ -150,50 +142,47 @@ def retell(model, tokenizer, problems, beta, seed):
     return hinted_decode.kept(writer.retell(writer.problems))
 
 
-def policy_flags(arm, lr, seed):
-    """prefix_rft.Flags of an arm that learns from rollouts in all of its batches."""
-    method = {**prefix_rft.METHODS, **relatives.METHODS}[arm["method"]]
-    return prefix_rft.Flags(method=arm["method"], **method, lr=lr, seed=seed, steps=arm["steps"],
-                            batch=arm["batch"], n=arm["n"], mini_batches=arm["mini_batches"],
-                            max_new_tokens=MAX_NEW_TOKENS)
+def policy_flags(arm, steps, lr, seed):
+    """prefix_rft.Flags of an arm for `steps` batches of rollouts."""
+    return prefix_rft.Flags(method=arm["method"], **rl.METHODS[arm["method"]], lr=lr, seed=seed,
+                            steps=steps, batch=arm["batch"], n=arm["n"],
+                            mini_batches=arm["mini_batches"], max_new_tokens=MAX_NEW_TOKENS)
 
 
 def train(model, tokenizer, arm, lr, seed):
     """Train one arm -> what it took."""
-    sequences = arm["batch"] * arm["n"] // arm["mini_batches"]             # an optimizer step
-    reading = round(arm.get("supervised", 0) * arm["steps"])               # batches
-    exploring = arm["steps"] - reading
     problems = new_problems("hard", 48, seed, arm.get("voice", "expert"))
-    spent = {"texts": len(problems), "optimizer_steps": 0, "sequences": 0}
-
     if "hint" in arm:
         problems = retell(model, tokenizer, problems, arm["hint"], seed)
-        spent["texts"] = len(problems)
-    rows = demonstration_rows(model, tokenizer, problems)
-    spent["phi"] = mean_phi(model, rows[:16])                              # before any step
+    texts = len(problems)
+    problems = prefix_rft.prepare_problems(tokenizer, problems, MAX_NEW_TOKENS)
+    phi = mean_phi(model, [(problem["prompt"], problem["demos"][0]) for problem in problems[:16]])
 
+    # Batches of demonstrations come first, then batches of rollouts; most arms have one kind.
+    reading = round(arm.get("supervised", 0) * arm["steps"])
+    exploring = arm["steps"] - reading
+    learn, sequences = [], 0
     if reading:
         flags = idft.Flags(loss=arm["loss"], gamma_max=arm.get("gamma_max", 2.0), lr=lr, seed=seed,
-                           steps=reading * arm["mini_batches"], batch=sequences)
-        train_supervised(model, tokenizer, rows, flags)
-        spent["optimizer_steps"] += flags.steps
-        spent["sequences"] += flags.steps * flags.batch
+                           steps=reading * arm["mini_batches"],
+                           batch=arm["batch"] * arm["n"] // arm["mini_batches"])
+        step = rl.supervised_steps(model, problems, flags)
+        learn += [(step, i) for i in range(flags.steps)]
+        sequences += flags.steps * flags.batch
     if exploring:
-        flags = policy_flags({**arm, "steps": exploring}, lr, seed)
-        variant = relatives.VARIANTS.get(arm["method"], {})
-        problems = prefix_rft.prepare_problems(tokenizer, problems, MAX_NEW_TOKENS)
+        flags = policy_flags(arm, exploring, lr, seed)
         prompts = [problem["prompt"] for problem in problems]
         sampler, _ = new_sampler(model, prompts, MAX_NEW_TOKENS)
-        optimizer = idft.new_optimizer(model)
-        prefix_rft.train_policy(model, tokenizer, problems, flags, sampler, optimizer,
-                                {"step": 0, "bad": 0}, **variant)
-        spent["optimizer_steps"] += flags.steps * flags.mini_batches
-        spent["sequences"] += flags.steps * flags.batch * flags.n
+        step = rl.policy_steps(model, tokenizer, problems, flags, sampler, arm["method"])
+        learn += [(step, i) for i in range(flags.steps)]
+        sequences += flags.steps * flags.batch * flags.n
+    assert sequences == arm["steps"] * arm["batch"] * arm["n"]             # as every other arm
 
-    # Equal for all arms that learn, whatever they learn from.
-    assert spent["optimizer_steps"] == arm["steps"] * arm["mini_batches"]
-    assert spent["sequences"] == arm["steps"] * arm["batch"] * arm["n"]
-    return spent
+    spent = {"tokens_trained": 0, "tokens_sampled": 0, "optimizer_steps": 0}
+    for step, i in learn:
+        for name, amount in zip(spent, step(i)):
+            spent[name] += amount
+    return {"texts": texts, "phi": phi, "sequences": sequences, **spent}
 
 
 def measure(model, tokenizer, general, stage):
