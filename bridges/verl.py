@@ -18,6 +18,11 @@ made with verl. The command line stands in bridges/README.md.
 
 import numpy as np
 import torch
+
+from bridges.packages import VERL, need
+
+need(["verl", "transfer_queue", "tensordict"], VERL)
+
 import transfer_queue as tq
 from tensordict import TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-import shlex
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import idft
 import prefix_rft
+from bridges.check import printed
 from ddt import response_stats
 from eval import demo_ids, load_model, load_problems, prompt_ids
 
@@ -369,15 +370,6 @@ def test_answers_in_texts_and_in_chats():
 
 # ---- the printed lines --------------------------------------------------------------------------
 
-def printed(start):
-    """The commands of bridges/README.md that start so, as lists of words."""
-    text = (ROOT / "bridges" / "README.md").read_text()
-    lines = []
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        lines += block.replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.startswith(start)]
-
-
 # What a CPU without vLLM needs; sizes.
 CPU_FLAGS = ["--use_cpu", "--ddp_backend", "gloo", "--bf16", "False", "--report_to", "none",
              "--gradient_checkpointing", "False"]
@@ -450,6 +442,8 @@ def test_the_printed_lines_run(tiny_checkpoint, gsm8k, tmp_path):
     (["toy", "missing.jsonl", "--output_dir", "out"], "missing.jsonl cannot be read: [Errno 2] No such file"),
     (["nowhere", "{data}", "--output_dir", "out"], "--model nowhere is no directory"),
     (["toy", "{data}", "--output_dir", "out", "--no_flag", "1"], "--no_flag"),
+    (["toy", "{data}", "--output_dir", "out", "--resume_from_checkpoint", "nowhere"],
+     "--resume_from_checkpoint nowhere holds no trainer_state.json"),
     (["toy", "{data}", "--output_dir", "out", "--warmup_steps", "-1"], "warmup_steps")])
 def test_a_mistake_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys, words, said):
     from bridges import trainer
@@ -462,6 +456,26 @@ def test_a_mistake_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys, words, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, missing, said", [
+    ("trainer", ["accelerate"], "pip install accelerate"),
+    ("trl_sft", ["trl"], "pip install trl==1.16.0 datasets"),
+    ("trl_grpo", ["datasets"], "pip install trl==1.16.0 datasets"),
+    ("trl_prefix_rft", ["trl", "datasets"], "pip install trl==1.16.0 datasets"),
+    ("verl", ["verl", "tensordict"], 'pip install "verl[vllm]==0.9.1" sympy'),
+    ("verl_data", ["datasets"], 'pip install "verl[vllm]==0.9.1" sympy')])
+def test_a_missing_package_is_one_sentence(monkeypatch, capsys, name, missing, said):
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys, "argv", [name, "toy", "toy"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(f"bridges.{name}", run_name="__main__")
+    assert caught.value.code == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and error.endswith(said)
+    for package in missing:
+        assert package in error
 
 
 # ---- verl ---------------------------------------------------------------------------------------
