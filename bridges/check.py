@@ -5,9 +5,9 @@ check.py - does Prefix-RFT do inside a real engine what it does in prefix_rft.py
     python -m bridges.check verl        verl: Ray, its queue, FSDP2, a vLLM server
 
 It runs the line that bridges/README.md prints, on a CPU, on the toy and with smaller sizes, for two
-steps of plain gradient descent with learning rate 10: then the change of the weights is ten times
-the gradient, and no optimizer evens it out. The engine leaves its rollouts and its weights; prefix_rft.update takes the same step on
-the same rollouts. The control is an update that keeps all prefix tokens. The second batch of
+steps of plain gradient descent: then the change of the weights is the gradient, times a learning
+rate of 10. The engine leaves its rollouts and its weights; prefix_rft.update takes the same step
+on the same rollouts. The control is an update that keeps all prefix tokens. The second batch of
 rollouts shows whether the engine samples from what was just learnt: their z under the new weights
 is that of the model's own text (ddt.py), under the old weights it is not.
 

@@ -443,7 +443,8 @@ def test_the_printed_lines_run(tiny_checkpoint, gsm8k, tmp_path):
 @needs_trainer
 @pytest.mark.parametrize("words, said", [
     ([], "the following arguments are required: model, data"),
-    (["toy", "missing.jsonl", "--output_dir", "out"], "missing.jsonl cannot be read: [Errno 2] No such file"),
+    (["toy", "missing.jsonl", "--output_dir", "out"],
+     "missing.jsonl cannot be read: [Errno 2] No such file"),
     (["nowhere", "{data}", "--output_dir", "out"], "--model nowhere is no directory"),
     (["toy", "{data}", "--output_dir", "out", "--no_flag", "1"], "--no_flag"),
     (["toy", "{data}", "--output_dir", "out", "--resume_from_checkpoint", "nowhere"],
