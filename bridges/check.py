@@ -93,7 +93,15 @@ def run(words, folder, **environment):
         "OMP_NUM_THREADS": "1",
         "TORCHDYNAMO_DISABLE": "1",                                # compiling takes minutes
         "VLLM_CPU_KVCACHE_SPACE": "1",                             # GiB
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "RAY_worker_niceness": "0",                                # Ray's own 15 starves here
+        "RAY_worker_register_timeout_seconds": "600",
+        "RAY_gcs_server_request_timeout_seconds": "300",
+        "RAY_agent_register_timeout_ms": "600000",
+        "RAY_health_check_initial_delay_ms": "600000",
+        "RAY_health_check_timeout_ms": "600000",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "WANDB_MODE": "disabled"}
     log = folder / "log.txt"
     with open(log, "w") as file:
         done = subprocess.run([str(word) for word in words], cwd=folder, env=environment,
@@ -209,10 +217,10 @@ def compare(folder, weights, tokenizer, problems):
     most = math.ceil(0.2 * sum(lengths))
     lines.append((
         apart < 1e-6 and 0 < kept <= most, "kept",
-        f"{kept} of {sum(lengths)} prefix tokens (20 % are {most}, some of advantage 0); "
-        f"advantages differ from ours by {apart:.1e}"))
+        f"{kept} of {sum(lengths)} prefix tokens, and 20 % are {most}; advantages differ from ours "
+        f"by {apart:.1e}"))
 
-    # Policy that learns over policy that sampled: 1 in the first update.
+    # The policy that learns and the one that sampled are still the same.
     low, high = ratios(folder, first)
     lines.append((0.99 < low <= high < 1.01, "ratio", f"{low:.6f} to {high:.6f}"))
 
@@ -235,8 +243,8 @@ def compare(folder, weights, tokenizer, problems):
 
 
 def ratios(folder, rollouts):
-    """The smallest and the largest ratio of the first update: the one that the loss saw (verl), or
-    the one of the trainer's probability and vLLM's (TRL)."""
+    """The smallest and the largest ratio: of the learning to the old policy, as the loss saw it
+    (verl), or of the trainer's probability to vLLM's (TRL)."""
     path = folder / "ratios.txt"
     if path.exists():
         rows = [[float(word) for word in line.split()] for line in path.read_text().splitlines()]

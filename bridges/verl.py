@@ -12,8 +12,8 @@ environment. What it registers under the name prefix_rft:
 The advantage is verl's own: grpo, not divided by the standard deviation. compute_score is the
 reward. bridges/verl_data.py writes the data.
 
-What was tested: these pieces, with a server and a queue that are stand-ins. No training run was
-made with verl. The command line stands in bridges/README.md.
+What was tested: these pieces, with a server and a queue that are stand-ins, and the whole of verl
+on a CPU for two steps (bridges/check.py). The command line stands in bridges/README.md.
 """
 
 import numpy as np

@@ -473,6 +473,8 @@ def test_a_mistake_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys, words, 
 def test_a_missing_package_is_one_sentence(monkeypatch, capsys, name, missing, said):
     for package in missing:
         monkeypatch.setitem(sys.modules, package, None)
+    for module in [name for name in sys.modules if name.startswith("bridges.")]:
+        monkeypatch.delitem(sys.modules, module)               # imported when all was there
     monkeypatch.setattr(sys, "argv", [name, "toy", "toy"])
     with pytest.raises(SystemExit) as caught:
         runpy.run_module(f"bridges.{name}", run_name="__main__")
