@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddt import micro_batches, response_stats
+from ddt import micro_batches, response_stats, token_texts
 from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
                   load_problems, new_sampler, printable, prompt_ids, run_script, stop_ids)
 from idft import draw_batch, end_step, optimizer_step, report_accuracy, start_run
@@ -312,14 +312,15 @@ def show_rollouts(tokenizer, rollouts, when):
     succeeded = [r for r in hybrid if r.reward > 0]
     failed = [r for r in hybrid if r.reward == 0 and r.adv.any()]
     for r in succeeded[:1] + failed[:1]:
-        words = [tokenizer.decode([token]) for token in r.response]
+        texts = token_texts(tokenizer, r.response)
         for i in range(r.prefix_length):
             if r.adv[i] != 0:
-                words[i] = f"[{words[i]}]"
-        words.insert(r.prefix_length, "|")
+                word = texts[i].lstrip()
+                texts[i] = texts[i].removesuffix(word) + f"[{word}]"
+        texts.insert(r.prefix_length, " |")
         tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote"
                    f"; reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}")
-        tqdm.write("    " + printable(" ".join(words)))
+        tqdm.write("    " + printable("".join(texts)))
 
 
 def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
