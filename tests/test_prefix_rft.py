@@ -435,12 +435,12 @@ def test_the_gradient_of_prefixes_is_what_frozen_prefixes_lack():
 
 def test_a_broken_number_updates_nothing(monkeypatch):
     model, rollouts = small_model(), hand_rollouts()
-    real = prefix_rft.response_stats
+    real = prefix_rft.batch_stats
 
     def broken(*args, **how):
         return [x * math.nan for x in real(*args, **how)]
 
-    monkeypatch.setattr(prefix_rft, "response_stats", broken)
+    monkeypatch.setattr(prefix_rft, "batch_stats", broken)
     state = {"step": 0, "bad": 0}
     for _ in range(9):
         moved, metrics = moved_by(model, rollouts, flags(mini_batches=2))
