@@ -31,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
-from eval import (demo_ids, demonstrations, flag, load_model, load_problems, new_sampler,
-                  pick_device, printable, prompt_ids, run_script, stop_ids)
+from eval import (InputError, demo_ids, demonstrations, flag, load_model, load_problems,
+                  new_sampler, pick_device, printable, prompt_ids, run_script, stop_ids)
 
 # How many logits token_stats computes at once: 64 MB on a CPU, whose memory fragments otherwise,
 # 1 GB on a GPU, since every chunk adds to the head's bf16 gradient, and every addition rounds.
@@ -272,14 +272,27 @@ def signal_to_noise(own, foreign):
     return (distance / own.std()).item()
 
 
+def token_texts(tokenizer, ids):
+    """What every token adds to the text, a list of strings. Of a character that is spread over
+    several tokens the last one adds it, the others nothing."""
+    texts = []
+    for end in range(1, len(ids) + 1):
+        # Sixteen tokens are context enough to see what one more adds. U+FFFD is half a character.
+        start = max(0, end - 16)
+        before = tokenizer.decode(ids[start:end - 1]).rstrip("\ufffd")
+        text = tokenizer.decode(ids[start:end]).rstrip("\ufffd")
+        texts.append(text[len(before):])
+    return texts
+
+
 def show_tokens(tokenizer, ids, phi):
     """One text, with <phi> behind the tokens where it is below -1 or above 1."""
-    line = "   "
-    for token, value in zip(ids, phi.tolist()):
-        line += " " + tokenizer.decode([token])
+    line = ""
+    for text, value in zip(token_texts(tokenizer, ids), phi.tolist()):
+        line += text
         if abs(value) > 1:
             line += f"<{value:+.1f}>"
-    print(printable(line))
+    print("    " + printable(line))
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -298,7 +311,7 @@ SCORES = """
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
-    problems: int = flag(256, "how many of its problems to use", 1)
+    problems: int = flag(256, "how many of its problems to use", 2)
     max_new_tokens: int = flag(128, "longest text; demonstrations are cut there too", 1)
     seed: int = flag(0, "of the toy and of sampling", 0)
     device: str = flag("auto", "auto, cpu or cuda")
@@ -306,6 +319,8 @@ class Flags:
 
 def main(flags):
     problems = load_problems(flags.data, ("solution",), flags.seed)[:flags.problems]
+    if len(problems) < 2:
+        raise InputError(f"--data {flags.data} has a single problem: a spread needs two or more")
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
 
     # The texts: what the model writes at three temperatures, and the demonstrations.
@@ -329,11 +344,16 @@ def main(flags):
         split = torch.stack(stats).split(lengths, dim=1)                   # (3, tokens) each
         texts[kind] = default_collate([text_statistics(*text) for text in split])
 
-    print("(a) Means over texts: phi is 0 in own text (T = 1), higher in colder, else lower.\n")
-    print(" " * 15, *[f"{kind:>15}" for kind in texts])
+    print("(a) Means over texts ± standard errors. phi is 0 in own text (T = 1), higher in colder "
+          "text, lower in other text.\n")
+    print(" " * 15, *[f"{kind:>16}" for kind in texts])
     for name in texts[OWN]:
-        means = [f"{numbers[name].mean():15.3f}" for numbers in texts.values()]
-        print(f"    {name:11}", *means)
+        line = f"    {name:11}"
+        for numbers in texts.values():
+            values = numbers[name]
+            error = values.std() / len(values) ** 0.5
+            line += f"{values.mean():10.3f} ± {error:.3f}".rjust(17)
+        print(line)
 
     print(SCORES)
     for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2):
