@@ -50,7 +50,7 @@ class LogpEntropy(torch.autograd.Function):
         log_p = logits.log_softmax(-1, dtype=torch.float32)                # (..., V)
         logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
         log_p.clamp_(min=-200)                           # exp(-200) is 0, but 0 * -inf is NaN
-        entropy = -(log_p.exp() * log_p).sum(-1)         # H = -sum p log p
+        entropy = -log_p.exp().mul_(log_p).sum(-1)       # H = -sum p log p
         ctx.save_for_backward(log_p, entropy, targets)
         ctx.set_materialize_grads(False)
         return logp, entropy
@@ -59,14 +59,13 @@ class LogpEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, logp_grad, entropy_grad):
         log_p, entropy, targets = ctx.saved_tensors
-        grad = -log_p.exp()
-        # dH / dlogit_v = -p_v (log p_v + H)             dlogp / dlogit_v = [v = y] - p_v
-        factor = 0.0
-        if entropy_grad is not None:
-            factor = entropy_grad[..., None] * (log_p + entropy[..., None])
+        # dlogp / dlogit_v = [v = y] - p_v               dH / dlogit_v = -p_v (log p_v + H)
+        factor = torch.zeros_like(entropy)[..., None]
         if logp_grad is not None:
-            factor = factor + logp_grad[..., None]
-        grad *= factor
+            factor = factor - logp_grad[..., None]
+        if entropy_grad is not None:
+            factor = factor - entropy_grad[..., None] * (log_p + entropy[..., None])
+        grad = log_p.exp().mul_(factor)                                    # (..., V)
         if logp_grad is not None:
             grad.scatter_add_(-1, targets[..., None], logp_grad[..., None])
         return grad, None
