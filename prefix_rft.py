@@ -377,7 +377,8 @@ class Flags:
     max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2)
     rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1)
     micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1)
-    keep_activations: bool = flag(False, "on a GPU: do not recompute them; faster, 10x the memory")
+    keep_activations: bool = flag(False, "do not recompute those above 4 GB: faster, more memory")
+    offload: bool = flag(False, "bf16 weights on the card, all else of their size in main memory")
     eval_every: int = flag(0, "steps between evaluations; 0: before and after", 0)
     save_every: int = flag(50, "steps between checkpoints", 1)
     seed: int = flag(0, "of everything: toy, order, prefixes, rollouts", 0)
@@ -415,10 +416,7 @@ def main(flags, starting={}, learning={}):
     everything = sum(benchmarks.values(), problems)
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in everything]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-    if room < flags.max_new_tokens:
-        raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
-                         f"model reads {room}")
-
+    flags.max_new_tokens = room
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks,
