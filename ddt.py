@@ -25,6 +25,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
@@ -40,16 +41,40 @@ CHUNK = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
 # ---- the mathematics ----------------------------------------------------------------------------
 
+class LogpEntropy(torch.autograd.Function):
+    """logp_entropy with its gradients written out. Of the logits' size it keeps one tensor, which
+    the backward pass frees, also if only one of the two numbers is in the loss."""
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        log_p = logits.log_softmax(-1, dtype=torch.float32)                # (..., V)
+        logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
+        log_p.clamp_(min=-200)                           # exp(-200) is 0, but 0 * -inf is NaN
+        entropy = -log_p.exp().mul_(log_p).sum(-1)       # H = -sum p log p
+        ctx.save_for_backward(log_p, entropy, targets)
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, logp_grad, entropy_grad):
+        log_p, entropy, targets = ctx.saved_tensors
+        # dlogp / dlogit_v = [v = y] - p_v               dH / dlogit_v = -p_v (log p_v + H)
+        factor = torch.zeros_like(entropy)[..., None]
+        if logp_grad is not None:
+            factor = factor - logp_grad[..., None]
+        if entropy_grad is not None:
+            factor = factor - entropy_grad[..., None] * (log_p + entropy[..., None])
+        grad = log_p.exp().mul_(factor)                                    # (..., V)
+        if logp_grad is not None:
+            grad.scatter_add_(-1, targets[..., None], logp_grad[..., None])
+        return grad, None
+
+
 def logp_entropy(logits, targets):
     """logits (..., V), targets (...) int64 -> log p(y) and H[p] in nats, each (...), float32 and
     differentiable (once). Exact at any scale of the logits, also with -inf among them."""
-    log_p = logits.log_softmax(-1, dtype=torch.float32)
-    logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
-    # H = -sum p log p. The gradient goes through p alone, since sum p d(log p) = sum dp = 0. The
-    # clamp makes 0 log 0 = 0 of 0 * -inf, and changes nothing else: exp(-200) is 0 in float32.
-    finite = log_p.detach().clamp(min=-200)
-    entropy = -(log_p.exp() * finite).sum(-1)
-    return logp, entropy
+    return LogpEntropy.apply(logits, targets)
 
 
 def cll(logp, entropy):

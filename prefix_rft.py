@@ -303,10 +303,10 @@ def describe(rollouts):
 
 
 def show_rollouts(tokenizer, rollouts, when):
-    """Print a hybrid rollout that succeeded, and one that failed where others did not."""
-    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
+    """Print a hybrid rollout that succeeded, and one that failed, of those that teach something."""
+    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response) and r.adv.any()]
     succeeded = [r for r in hybrid if r.reward > 0]
-    failed = [r for r in hybrid if r.reward == 0 and r.adv.any()]
+    failed = [r for r in hybrid if r.reward == 0]
     for r in succeeded[:1] + failed[:1]:
         texts = token_texts(tokenizer, r.response)
         for i in range(r.prefix_length):
@@ -375,7 +375,8 @@ class Flags:
     max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2)
     rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1)
     micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1)
-    keep_activations: bool = flag(False, "on a GPU: do not recompute them; faster, 10x the memory")
+    keep_activations: bool = flag(False, "do not recompute those above 4 GB: faster, more memory")
+    offload: bool = flag(False, "bf16 weights on the card, all else of their size in main memory")
     eval_every: int = flag(0, "steps between evaluations; 0: before and after", 0)
     save_every: int = flag(50, "steps between checkpoints", 1)
     seed: int = flag(0, "of everything: toy, order, prefixes, rollouts", 0)
@@ -414,11 +415,8 @@ def main(flags, starting={}, learning={}):
     everything = encode(tokenizer, everything, context_length(model), demos=False)
     prompts = [row["prompt"] for row in everything]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-    if room < flags.max_new_tokens:
-        raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
-                         f"model reads {room}")
-
     out = claim_run(flags, state, data=problems, eval_data=benchmarks)
+    flags.max_new_tokens = room
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks,

@@ -164,6 +164,8 @@ MODELS = {                                                  # what makes each di
     "GPT2": OLD,                                            # learned positions
     "GPTJ": dict(OLD, rotary_dim=4),
     "OPT": dict(PLAIN, ffn_dim=48, word_embed_proj_dim=16), # a projection before the head
+    "BioGpt": PLAIN,                                        # dropout in the layer's own code
+    "XGLM": dict(vocab_size=101, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4),
     "Bert": dict(PLAIN, is_decoder=True),                   # a head of two layers
     "Bloom": dict(vocab_size=101, hidden_size=32, n_layer=2, n_head=4),     # no positions at all
     "Olmo": SMALL,
@@ -296,11 +298,11 @@ def test_a_statistic_that_is_not_used_has_no_backward_pass(used):
     def spied(logits, targets):
         found = ddt.logp_entropy(logits, targets)
         for i in (0, 1):
-            found[i].register_hook(lambda gradient, i=i: seen.append(i))
+            found[i].register_hook(lambda gradient, i=i: seen.append((i, gradient is None)))
         return found
 
     ddt.response_stats(model, ragged(), stats=spied)[used].sum().backward()
-    assert set(seen) == {used}
+    assert (used, False) in seen and (1 - used, False) not in seen
 
 
 def test_a_small_batch_is_cut_as_well():
@@ -391,8 +393,11 @@ class MemoryMeter(TorchDispatchMode):
         return result
 
 
-def test_the_logits_of_a_batch_never_exist(monkeypatch):
-    """Vocabulary 20,000, 512 tokens: logits are 41 MB. Forward and backward stay far below."""
+@pytest.mark.parametrize("loss", [lambda logp, entropy: logp + entropy,
+                                  lambda logp, entropy: logp, lambda logp, entropy: entropy])
+def test_the_logits_of_a_batch_never_exist(loss, monkeypatch):
+    """Vocabulary 20,000, 512 tokens: logits are 41 MB. Forward and backward stay far below, also
+    if the loss holds one of the two numbers."""
     V = 20_000
     monkeypatch.setattr(ddt, "CHUNK", {"cpu": 16 * V})          # 16 tokens at a time, 1.3 MB
     model = build("Qwen2", vocab_size=V, hidden_size=8, intermediate_size=8, num_attention_heads=1,
@@ -403,13 +408,12 @@ def test_the_logits_of_a_batch_never_exist(monkeypatch):
     def measure(stats):
         model.zero_grad()
         with MemoryMeter() as meter:
-            logp, entropy = stats()
-            (logp + entropy).sum().backward()
+            loss(*stats()).sum().backward()
         return meter
 
     ours = measure(lambda: ddt.token_stats(model, ids, torch.ones_like(ids)))
     textbook = measure(lambda: ddt.logp_entropy(model(input_ids=ids).logits[:, :-1], ids[:, 1:]))
-    assert textbook.largest >= logits and textbook.peak > 3 * logits            # the meter sees it
+    assert textbook.largest >= logits and textbook.peak > 2 * logits            # the meter sees it
     assert ours.largest <= chunk
     assert ours.peak < 8 * chunk + 4 * head + 3e6 < logits / 2
 
