@@ -57,7 +57,7 @@ FORMS = {"problem": 'a text or a chat [{"role": "user", "content": "..."}]',
          "solution": "a text or a list of texts", "answer": "a text or a number"}
 
 # Advice of libraries that would not help here, or do harm; and how they say that memory is full
-ADVICE = re.compile(r"This file can still be loaded|Please pass the argument|If this is a private")
+ADVICE = re.compile(r"This file can still|In PyTorch 2.6|Please pass the arg|If this is a private")
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
 
 
