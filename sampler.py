@@ -458,7 +458,7 @@ def examine(model, length):
     state = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
     if state or getattr(model, "_is_stateful", False):
         state = ", ".join(sorted(state)) or "recurrent"
-        raise ValueError(f"a slab of keys and values holds no state of its layers ({state}); "
+        raise ValueError(f"its layers ({state}) keep more than the keys and values of a slab; "
                          "idft.py trains it where no --eval_data is asked for")
     if "chunked_attention" in kinds:
         limit_length(length, config.attention_chunk_size, "attention in chunks")
