@@ -4,8 +4,8 @@ families.py - which model families the sampler serves, and where token_stats is 
 Every family that transformers lists as a causal language model is built from a tiny random
 configuration, with all windows, chunks and index sizes at 8 tokens, and asked twice.
 
-    greedy        the sampler's texts, up to 31 tokens, three rows side by side, beside the likeliest
-                  tokens of the model's own whole forward: how many of 7 are equal
+    greedy        the sampler's texts of up to 31 tokens, three rows side by side, beside the
+                  likeliest tokens of the model's own whole forward: how many of 7 are equal
     token_stats   logp and entropy of a ragged batch, padded right and left, beside the model's own
                   forward of every row alone: the largest difference in nats
 
@@ -33,8 +33,8 @@ WINDOW = 8
 SIZES = {
     V: "vocab_size vocab_size_per_layer_input",
     128: "max_position_embeddings n_positions n_ctx max_seq_len",
-    96: "intermediate_size ffn_dim d_ff dff d_inner dim_ff shared_intermediate_size ffn_hidden_size "
-        "dense_intermediate_size",
+    96: "intermediate_size ffn_dim d_ff dff d_inner dim_ff shared_intermediate_size "
+        "ffn_hidden_size dense_intermediate_size",
     64: "hidden_size d_model n_embd word_embed_proj_dim",
     32: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size "
         "moe_shared_expert_intermediate_size o_lora_rank mlp_hidden_size",
@@ -82,7 +82,7 @@ MORE = {
 VARIANTS = {
     "llama4_text, full attention": ("llama4_text", {**MORE["llama4_text"],
                                                     "layer_types": ["full_attention"] * 4}),
-    "llama4_text, short chunks": ("llama4_text", {**MORE["llama4_text"], "attention_chunk_size": 8}),
+    "llama4_text, short chunks": ("llama4_text", dict(MORE["llama4_text"])),
     "phi3, window": ("phi3", {"sliding_window": WINDOW}),
     "qwen2, no window": ("qwen2", {"use_sliding_window": False}),
 }
