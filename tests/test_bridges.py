@@ -126,6 +126,22 @@ def test_trainer_takes_our_step_for_every_micro_batching(tiny_checkpoint, tmp_pa
     assert distance(theirs, ours) > 2e-5
 
 
+@needs_trainer
+def test_trainer_goes_on_from_a_checkpoint(tiny_checkpoint, tmp_path):
+    from bridges import trainer
+    weights = []
+    for name, checkpoint in (("whole", None), ("resumed", tmp_path / "whole" / "checkpoint-1")):
+        model, tokenizer = load_model(tiny_checkpoint, CPU)
+        args = TrainingArguments(
+            str(tmp_path / name), max_steps=2, save_steps=1, learning_rate=1e-2, use_cpu=True,
+            per_device_train_batch_size=2, report_to="none", disable_tqdm=True,
+            resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.main(model, tokenizer, UNEQUAL, args)
+        weights.append(model)
+    assert not (tmp_path / "resumed" / "checkpoint-1").exists()
+    assert distance(*weights) == 0 and distance(weights[0], load_model(tiny_checkpoint, CPU)[0]) > 0
+
+
 @needs_trl
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -485,6 +501,21 @@ def test_a_missing_package_is_one_sentence(monkeypatch, capsys, name, missing, s
         assert package in error
 
 
+@needs_trl
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_vllm_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys):
+    import trl
+    from bridges import trl_grpo
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(sys, "argv", ["trl_grpo", "toy", str(gsm8k), "--output_dir",
+                                      str(tmp_path / "out"), "--bf16", "False", "--use_vllm"])
+    with pytest.raises(SystemExit) as caught:
+        trl_grpo.run_bridge(trl_grpo.main, trl.GRPOConfig, require=("answer",))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: vllm is not installed here: pip install trl[vllm]==1.16.0 datasets"
+
+
 # ---- into your own run --------------------------------------------------------------------------
 
 OWN_RUNS = re.findall(r"```python\n(.*?)```", (ROOT / "bridges" / "README.md").read_text(), re.S)
@@ -521,9 +552,8 @@ def test_your_own_grpo_script_gets_prefixes(tiny_checkpoint, tmp_path):
         rows.append({"prompt": prompt, "solution": problem["solution"]})
     yours = {"model": model, "tokenizer": tokenizer, "reward": reward,
              "dataset": datasets.Dataset.from_list(rows)}
-    settings = trl_sgd(dict, tmp_path, num_generations=4, max_completion_length=ROOM,
-                       per_device_train_batch_size=8)
-    yours["settings"] = settings
+    yours["settings"] = trl_sgd(lambda out, **settings: settings, tmp_path, num_generations=4,
+                                max_completion_length=ROOM, per_device_train_batch_size=8)
     exec(OWN_RUNS[0].replace('"runs/own"', f'"{tmp_path}", **settings'), yours)
     assert [L > 0 for L in seen] == [False, False, False, True] * 2
     assert yours["trainer"].state.global_step == 1
