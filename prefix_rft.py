@@ -304,10 +304,10 @@ def describe(rollouts):
 
 
 def show_rollouts(tokenizer, rollouts, when):
-    """Print a hybrid rollout that succeeded, and one that failed where others did not."""
-    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
+    """Print a hybrid rollout that succeeded, and one that failed, of those that teach something."""
+    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response) and r.adv.any()]
     succeeded = [r for r in hybrid if r.reward > 0]
-    failed = [r for r in hybrid if r.reward == 0 and r.adv.any()]
+    failed = [r for r in hybrid if r.reward == 0]
     for r in succeeded[:1] + failed[:1]:
         texts = token_texts(tokenizer, r.response)
         for i in range(r.prefix_length):
