@@ -140,6 +140,8 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
 def run_script(main, Flags, toy_defaults={}, methods={}):
     """The last line of every script."""
     transformers.logging.set_verbosity_error()
+    # At every new shape cuDNN's attention takes a good part of a second, and micro-batches have many
+    torch.backends.cuda.enable_cudnn_sdp(False)
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
     exit_on_mistake(run_flags, main, Flags, toy_defaults, methods)

@@ -86,8 +86,7 @@ def main(flags):
     retelling = hinted_decode.Flags(beta=flags.beta, analysis=flags.analysis, seed=flags.seed,
                                     max_new_tokens=flags.max_new_tokens, rows=flags.rows)
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
-    if model.device.type == "cuda":
-        idft.checkpoint_activations(model)
+    idft.checkpoint_activations(model, above=idft.KEEP)
     writer = hinted_decode.Writer(model, tokenizer, problems, retelling)
     optimizer = idft.new_optimizer(model)
     state = {"step": 0}
