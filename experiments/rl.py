@@ -8,7 +8,7 @@ says; SFT-then-RFT has one rate for both halves.
 
 An arm is a dict:
     supervised    share of the steps that learns from demonstrations, first; with "loss"
-    method        the row of prefix_rft.METHODS for the other steps; "flags" on top of it
+    method        the row of METHODS for the other steps; "flags" on top of it
     data          arguments of experts.problems: wrong demonstrations, weaker experts
     demo_share    share of the problems that keep their demonstration
     samples       answers a problem for pass@k, if not 8
@@ -25,8 +25,10 @@ import idft
 import prefix_rft
 import toy
 from eval import load_model, new_sampler, prompt_ids, run_script, stop_ids
-from experiments import experts
+from experiments import experts, relatives
 from experiments.sweep import SPLITS, Flags, learning_curve, measure, results_file, sweep
+
+METHODS = {**prefix_rft.METHODS, **relatives.METHODS}
 
 MAIN = {
     "base": {"lr": 0.0, "steps": 0, "samples": 64},
@@ -127,14 +129,17 @@ def policy_steps(model, tokenizer, problems, flags, sampler):
     """-> learn(step), a step of prefix_rft.train_policy; it returns the same."""
     optimizer = idft.new_optimizer(model)
     stop = stop_ids(model, tokenizer)
+    variant = relatives.VARIANTS.get(flags.method, {})
 
     def learn(step):
         # Roll out with the policy as it is, score, update: in --mini_batches optimizer steps.
         sampler.sync(model)
         batch = idft.draw_batch(problems, flags.batch, step, flags.seed)
-        rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, batch, flags, step, stop)
+        rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, batch, flags, step, stop,
+                                              **variant.get("starting", {}))
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
-        row = prefix_rft.update(model, optimizer, rollouts, flags, generator)
+        row = prefix_rft.update(model, optimizer, rollouts, flags, generator,
+                                **variant.get("learning", {}))
         return row["update_tokens"], prefix_rft.describe(rollouts)["tokens"]
     return learn
 
@@ -144,7 +149,7 @@ def policy_flags(arm, steps, lr, seed):
     # What stands later wins.
     settings = {**prefix_rft.TOY}
     if "method" in arm:
-        settings |= {"method": arm["method"], **prefix_rft.METHODS[arm["method"]]}
+        settings |= {"method": arm["method"], **METHODS[arm["method"]]}
     settings |= arm.get("flags", {})
     settings |= {"steps": steps, "lr": lr, "seed": seed}
     return prefix_rft.Flags(**settings)

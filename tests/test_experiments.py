@@ -15,7 +15,7 @@ import toy
 from conftest import ROOT                                              # puts the root on the path
 from ddt import response_stats
 from eval import InputError, new_sampler, parse_flags, prompt_ids
-from experiments import draw, experts, losses, online, preference, rl, sweep, texts
+from experiments import draw, experts, losses, online, preference, relatives, rl, sweep, texts
 from test_toy import answer_of, play, question, steps_of
 
 REAL_PROBLEMS = toy.problems
@@ -182,13 +182,13 @@ def test_mean_and_spread(values, cell):
 
 # Arms that are easily confused, and all that tells them apart.
 DIFFERENCES = [
-    ("uft", "static", {"schedule": ("binomial", "cosine"), "hybrids": (-1, 1)}),
+    ("uft", "static", {"schedule": ("none", "cosine"), "hybrids": (-1, 1)}),
     ("prefix_rl", "frozen", {"schedule": ("uniform", "cosine"), "hybrids": (-1, 1),
                              "hybrid_problems": (0.5, 1.0)}),
     ("luffy", "luffy code", {"advantage": ("paper", "code")}),
     ("prefix_rft", "prefix_rft code", {"advantage": ("paper", "code")}),
     ("prefix_rft", "frozen", {"prefix_loss": ("top", "none")}),
-    ("prefix_rft", "static", {"prefix_loss": ("top", "sft")}),
+    ("prefix_rft", "static", {"prefix_loss": ("top", "all")}),
     ("prefix_rft", "keep 50 %", {"keep": (0.2, 0.5)}),
     ("prefix_rft", "keep 80 %", {"keep": (0.2, 0.8)}),
     ("prefix_rft", "keep all", {"prefix_loss": ("top", "all")}),
@@ -246,8 +246,8 @@ def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, small_base, arm):
     other, _ = toy.base_model()
     sampler, _ = new_sampler(other, [problem["prompt"] for problem in problems], 40, 16)
     prefix_rft.train_policy(other, tokenizer, problems, flags, sampler,
-                            idft.new_optimizer(other),
-                            {"step": 0, "bad": 0, "dropped": 0})
+                            idft.new_optimizer(other), {"step": 0, "bad": 0, "dropped": 0},
+                            **relatives.VARIANTS.get(arm, {}))
     assert same_weights(model, other)
     assert arm == "rft" or not same_weights(model, small_base[0])
 
