@@ -14,7 +14,7 @@ Glossary: `prediction` what stands in the box; `gold` the answer key; `node` wha
 Where mathematics leaves a choice: 0.33 is not 1/3; n% is n or n/100; log has base 10 or e; an odd
 root of a negative number is real; unknowns are real; (1, 2) is a point or an interval; y = 2x may
 be 2x; f(x) is a name, x(x + 1) a product. 5 cm is 5 times the symbol «cm»: behind a number a unit
-may be missing, but it may not differ. Any noun phrase there is a unit, unless it computes or denies.
+may be missing, not differ. Any noun phrase there is a unit, unless it computes or denies.
 Left out: numbers in words, conversion of units, determinants, integrals, limits, sums. Without fork
 (Windows) only equal texts and plain numbers are compared, and a warning says so.
 
@@ -78,7 +78,9 @@ def extract_answer(text):
             elif start >= 0:
                 last = (start, inside, token.start(), token.end())
     never_closed = any(start > last[0] for start, _ in groups)
-    return None if never_closed else text[last[1]:last[2]].strip() or None
+    if never_closed:
+        return None
+    return text[last[1]:last[2]].strip() or None
 
 def judge(cases):
     """Verdicts (bool) on (prediction, gold) pairs, in order: here if cheap, else by workers."""
@@ -89,34 +91,6 @@ def judge(cases):
 
 # ---------------------------------------------------------------------------- the cheap path
 # Takes two texts; gives True or False where that is certain without reading on, else None.
-
-SPACING = re.compile(
-    r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
-SQUEEZE = re.compile(r"(?<![0-9A-Za-z.,]) +| +(?![0-9A-Za-z.,\\])")      # 1 1/2 is not 11/2
-IGNORED = re.compile(r"""(?<!\\)\\(?:(?:left|right)\ ?\. | [\[\]()!]
-    | (?:(?:text)?color|[hv]space|phantom)\*?\ ?\{[^{}]*\} | (?:left|right|middle|[bB]igg?[lrm]?|bf|it|rm
-    |displaystyle|textstyle|limits|therefore|boxed|fbox|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize
-    |underline|underbrace|Rightarrow|implies)(?![A-Za-z])) | (?<!\\)\$""", re.X)
-PLAIN = re.compile(
-    r"[+-]?(?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]{1,300})?(?:\.[0-9]{0,300})?"
-    r"|[+-]?(?:[0-9]{1,300}/|\\frac\{[0-9]{1,300}\}\{)[0-9]{1,300}\}?")
-POINT = re.compile(r"\((?:(?:0|-?[1-9][0-9]*)(?:,(?!\))|(?=\)))){2,}\)")
-NAN = re.compile(r"\W*(?:\\[a-z]+\W*)?nan\W*", re.I)
-
-def normalise(text):
-    r"""The text without what never carries meaning: $, \left, spacing, \dfrac, a full stop."""
-    text = re.sub(r",\\! *", ",", text)                              # 32,\! 349
-    text = SPACING.sub(" ", IGNORED.sub("", text)).strip(" *")
-    text = re.sub(r"(?<!\.)\.$", "", text).strip()
-    return SQUEEZE.sub("", re.sub(r"\\([dtcs]|nice)frac(?![a-zA-Z])", r"\\frac", text))
-
-def rational(text):
-    """A plain decimal or fraction as a Fraction, else None."""
-    text = re.sub(r"\\frac|[{},]", "", text.replace("}{", "/")) if PLAIN.fullmatch(text) else ""
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        return None
 
 def cheap(prediction, gold):
     """True or False where that is certain without reading on, else None."""
@@ -135,7 +109,9 @@ def cheap(prediction, gold):
     a, b = prediction.replace(", ", ","), gold.replace(", ", ",")
     if POINT.fullmatch(a) and POINT.fullmatch(b) and a.count(",") == b.count(","):
         return a == b
-    return None if max(len(prediction), len(gold)) <= MAX_CHARS else False
+    if max(len(prediction), len(gold)) <= MAX_CHARS:
+        return None
+    return False
 
 # ---------------------------------------------------------------------------- workers
 # Takes (prediction, gold) pairs; gives verdicts. A worker, `python reward.py --worker`, is a fresh
@@ -148,7 +124,7 @@ IDLE = []       # workers without a case: (process id, pipe of cases, pipe of ve
 PIPES = set()   # the pipes of all workers
 
 def ask(cases):
-    """Verdicts (bool) of workers, in order; one that is killed or stopped from outside costs none."""
+    """Verdicts (bool) of workers, in order; a worker killed or stopped from outside costs none."""
     verdicts, tries, busy, answered = [False] * len(cases), [0] * len(cases), {}, False
     waiting = list(reversed(range(len(cases))))
     try:
@@ -279,6 +255,38 @@ def limit_memory():
     except (OSError, ValueError):
         pass
 
+# ---------------------------------------------------------------------------- noise
+# Takes a text; gives it without what never carries meaning. The cheap path needs no more.
+
+SPACING = re.compile(
+    r"(?<!\\)\\(?:[,;:> ]|(?:q?quad|(?:thin|med|thick|en)space)(?![a-zA-Z]))|~|\s+")
+SQUEEZE = re.compile(r"(?<![0-9A-Za-z.,]) +| +(?![0-9A-Za-z.,\\])")      # 1 1/2 is not 11/2
+IGNORED = re.compile(r"""(?<!\\)\\(?:(?:left|right)\ ?\. | [\[\]()!]
+    | (?:(?:text)?color|[hv]space|phantom)\*?\ ?\{[^{}]*\}
+    | (?:left|right|middle|[bB]igg?[lrm]?|bf|it|rm|displaystyle|textstyle|limits|therefore|boxed
+    |fbox|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize
+    |underline|underbrace|Rightarrow|implies)(?![A-Za-z])) | (?<!\\)\$""", re.X)
+PLAIN = re.compile(
+    r"[+-]?(?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]{1,300})?(?:\.[0-9]{0,300})?"
+    r"|[+-]?(?:[0-9]{1,300}/|\\frac\{[0-9]{1,300}\}\{)[0-9]{1,300}\}?")
+POINT = re.compile(r"\((?:(?:0|-?[1-9][0-9]*)(?:,(?!\))|(?=\)))){2,}\)")
+NAN = re.compile(r"\W*(?:\\[a-z]+\W*)?nan\W*", re.I)
+
+def normalise(text):
+    r"""The text without what never carries meaning: $, \left, spacing, \dfrac, a full stop."""
+    text = re.sub(r",\\! *", ",", text)                              # 32,\! 349
+    text = SPACING.sub(" ", IGNORED.sub("", text)).strip(" *")
+    text = re.sub(r"(?<!\.)\.$", "", text).strip()
+    return SQUEEZE.sub("", re.sub(r"\\([dtcs]|nice)frac(?![a-zA-Z])", r"\\frac", text))
+
+def rational(text):
+    """A plain decimal or fraction as a Fraction, else None."""
+    text = re.sub(r"\\frac|[{},]", "", text.replace("}{", "/")) if PLAIN.fullmatch(text) else ""
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+
 # ---------------------------------------------------------------------------- words
 # Takes the words of a text; gives the names of units, and what words do beside numbers.
 
@@ -294,34 +302,46 @@ Pa pascal, Hz hertz, eV electronvolt, N newton, Ω ohm, F farad, C coulomb, T te
 mol mole, cal calorie, Wb weber, Wh"""
 OTHER_UNITS = """kg kilo kilos, mi mile, ft foot feet, in inch inche, yd yard, lb pound, oz ounce,
 unit, min minute, h hr hour, day, wk week, month, yr year, s sec, $ dollar usd buck, ¢ cent, l L,
-€ euro eur, £ gbp, ¥ yen, ₹ rupee, rad radian, gal gallon, qt quart, pt pint, C celsiu, ml mL, K kelvin,
-F fahrenheit, °, %, g gm, AU, dB, ton tonne, acre, cup, erg, atm, amu, rpm, dL, mmHg, ppm"""
+€ euro eur, £ gbp, ¥ yen, ₹ rupee, rad radian, gal gallon, qt quart, pt pint, C celsiu, ml mL,
+K kelvin, F fahrenheit, °, %, g gm, AU, dB, ton tonne, acre, cup, erg, atm, amu, rpm, dL, mmHg"""
 UNITS = {}                                       # every spelling in the singular -> canonical name
 for short, *names in map(str.split, SI_UNITS.split(",")):
     for prefix, long_prefix in PREFIXES.items():
-        UNITS |= dict.fromkeys([prefix + short, *(long_prefix + name for name in names)], prefix + short)
+        UNITS[prefix + short] = prefix + short
+        for name in names:
+            UNITS[long_prefix + name] = prefix + short
 for names in map(str.split, OTHER_UNITS.split(",")):
     UNITS |= dict.fromkeys(names, names[0])
 GLUED_UNITS = set("cm mm km kg ft in yd lb oz hr".split())       # 5cm, but 3mg is a product
 
 # what computes, denies or hedges behind a number: "3 dozen", "3 less", "3 is wrong"
-COMPUTES = r"""(?:plus|minus|less|more|fewer|greater|smaller|larger|bigger|least|most|than|over|under|above
-|below|between|about|around|approximately|roughly|nearly|almost|divided|multiplied|increased|decreased
-|squared|cubed|doubled|tripled|halved|twice|thrice|double|triple|half|halves|\w*(?:four|fif|six|
-seven|eigh|nin|ten|ie)ths|thirds|quarters?|hundredths|ones|twos|threes|fives|sixes|nines|tens|zeroe?s|
-(?:\w*(?:hundred|thousand|illion|dozen|teen|ty)|four|seven|eight|score|couple|negative|opposite|inverse
-|reciprocal|root|power|factorial|log|logarithm|percent)s|zero|one|two|three|four|five|six|seven|eight
-|nine|ten|eleven|twelve|\w*(?:teen|ty|hundred|thousand|illion)|dozen|score|gross|couple|opposite|inverse
-|reciprocal|root|power|factorial|log|ln|modul\w+|mod|sum|difference|product|quotient|nots?|nor?|never|and|or
-|but|except|if|unless|otherwise|either|neither|both|all|any|some|none|is|are|was|were|be|has|have|does|do
-|yes|wrong|incorrect|false|true|correct|maybe|perhaps|this|that|up|down|short|away|off|out|versus|always
-|besides|st|nd|rd|th|ish|infinity|undefined|unknown|neg|sin|cos|tan|sqrt)""".replace("\n", "")
+COMPUTES = set("""
+plus minus less more fewer greater smaller larger bigger least most than over under above below
+between about around approximately roughly nearly almost divided multiplied increased decreased
+squared cubed doubled tripled halved twice thrice double triple half halves thirds quarter
+quarters ones twos threes fives sixes nines zeros zeroes fours sevens eights negatives opposites
+inverses reciprocals roots powers factorials logs logarithms percents scores couples score gross
+couple opposite inverse reciprocal root power factorial log ln logarithm modulus modulo mod sum
+difference product quotient not nots no nor never and or but except if unless otherwise either
+neither both all any some none is are was were be has have does do yes wrong incorrect false true
+correct maybe perhaps this that up down short away off out versus always besides st nd rd th ish
+infinity undefined unknown neg sin cos tan sqrt zero one two three four five six seven eight nine
+ten eleven twelve tens dozen dozens
+""".split())
+NUMBER_WORD = (r"\w*(?:teen|ty|hundred|thousand|illion)s?|hundredths"
+               r"|\w*(?:four|fif|six|seven|eigh|nin|ten|ie)ths")
 NOT_LAST = r"positive|negative|first|second|third|\w+th|to|of|choose"
-COUNTED = r"quarters|scores|ones|sixes|fours|tens"               # so in parentheses
-HEDGES = r"not|nor?|never|n't|either|or|between|least|most|than|about|approximately|around|except|if|unless"
-LEADS = r"""the|is|are|final|answer|ans|result|solution|value|exactly|total|area|volume|perimeter|length
-|width|height|radius|distance|speed|time|probability|number|sum|cost|price|so|we|get|therefore|thus|hence"""
-LEADS = LEADS.replace("\n", "")
+COUNTED = {"quarters", "scores", "ones", "sixes", "fours", "tens"}       # so in parentheses
+HEDGES = set("""
+not no nor never n't either or between least most than about approximately around except if
+unless
+""".split())
+LEADS = set("""
+the is are final answer ans result solution value exactly total area volume perimeter length
+width height radius distance speed time probability number sum cost price so we get therefore
+thus hence
+""".split())
+WORD = r"(?<![A-Za-z«\\'-])((?![eiE](?![A-Za-z]))[A-Za-z](?:[A-Za-z]|[-'](?=[A-Za-z]))*)(?!»)"
 
 def singular(word):
     """boxes: box, berries: berry, apples: apple."""
@@ -340,28 +360,33 @@ def mark(match):
     behind_number = re.search(r"[\d})»]\s*[/*]?\s*$", match.string[:match.start()])
     if re.match("math|bold|bm|pmb", name):
         if name != "mathrm" or not (behind_number or " " in content):
-            return f" {content} " if len(content) > 1 else content
-    content = re.sub(r"«[^»]*»|\\[A-Za-z]+|(?![eiE](?![A-Za-z]))[A-Za-z](?:[A-Za-z]|[-'](?=[A-Za-z]))*",
-                     lambda word: word[0] if word[0][0] in "«\\" else f"«{word[0]}»", content)
-    return content + " " if content[:1] == "«" else f" {content} "
+            if len(content) > 1:
+                return f" {content} "
+            return content
+    content = re.sub(WORD, r"«\1»", content)
+    if content[:1] == "«":
+        return content + " "
+    return f" {content} "
 
 def bare_unit(match):
     r"""Behind a number and last, outside \text{}: 5 cm, 5cm, 3 mg."""
     space, run = match.groups()
     sure = space or len(run) > 2 or run in GLUED_UNITS
-    return f" «{run}»" if sure and known_unit(run) else match[0]
+    if sure and known_unit(run):
+        return f" «{run}»"
+    return match[0]
 
 def noun_phrase(match):
     """Behind a number: «right»«triangles» is «#right triangle», «inches»«of»«snow» is «in»."""
     words = re.findall("«([^»]*)»", match[0])
-    text = " ".join(words).lower()
+    refused = COMPUTES | {"square", "sq", "cubic", "cu", *WORDS} - {"times", "per", "negative"}
     if "(" in match[0]:
-        text = re.sub(rf"\b({COUNTED})\b", "", text)
-    head = re.split(r" (?:of|in|to|for|that|which|who|with|from|on|at)\b", " ".join(words))[0].split()
-    if re.search(rf"(?<![\w-]){COMPUTES}(?![\w-])", text) or not head or "#" in text:
-        return match[0]
-    if {*text.split()} & {"square", "sq", "cubic", "cu", *WORDS} - {"times", "per", "negative"}:
-        return match[0]
+        refused -= COUNTED
+    for word in words:
+        if word.lower() in refused or re.fullmatch(NUMBER_WORD, word.lower()) or word[0] == "#":
+            return match[0]
+    # the noun stands before "of snow", "to choose", "in a box"
+    head = re.split(r" (?:of|in|to|for|which|who|with|from|on|at)\b", " ".join(words))[0].split()
     noun = head[-1]
     if re.fullmatch(NOT_LAST, noun.lower()) or len(noun) == 1 and not known_unit(noun):
         return match[0]
@@ -373,10 +398,11 @@ def noun_phrase(match):
 
 def leading_words(match):
     """Before a value: "the answer is", "Answer:", "the sum of the roots is"; not "it is not"."""
-    words = " ".join(re.findall("«([^»]*)»", match[2])).lower()
-    known = re.fullmatch(rf"(?:(?:{LEADS})\b ?)+", words)
-    claims = re.search(r"\b(is|are|equals)$", words) and not re.search(rf"\b(?:{HEDGES})\b", words)
-    return match[1] if known or claims else match[0]
+    words = re.findall("«([^»]*)»", match[2].lower())
+    claims = words[-1] in ("is", "are", "equals") and not HEDGES & {*words}
+    if claims or LEADS.issuperset(words):
+        return match[1]
+    return match[0]
 
 def plain(text):
     """A text answer without case, punctuation and markup."""
@@ -421,11 +447,15 @@ def thousands_number(match):
     for bracket in re.findall(r"[({\[⦃)}\]⦄]", match.string[:match.start()]):
         opened = opened[:-1] if bracket in ")}]⦄" else [*opened, bracket]
     in_list = opened and opened[-1] != "{" and not re.fullmatch(r"\d+,0\d\d", match[0])
-    return match[0] if in_list else match[0].replace(",", "")
+    if in_list:
+        return match[0]
+    return match[0].replace(",", "")
 
 def mixed_number(match):
     whole, top, bottom = match.groups()
-    return f"({whole}+{top}/{bottom})" if int(top) < int(bottom) else match[0]
+    if int(top) < int(bottom):
+        return f"({whole}+{top}/{bottom})"
+    return match[0]
 
 def base_number(match):
     r"""Digits in a base are a symbol: 101_2 is \base_{101b2}."""
@@ -436,7 +466,9 @@ def compound(match):
     """3 hours and 20 minutes are added; 3 apples and 20 pears are a list."""
     first, second = known_unit(match[2]), known_unit(match[4])
     together = f"({match[1]}«{first}»+{match[3]}«{second}»)"
-    return together if f"{first} {second}" in COMPOUNDS else match[0]
+    if f"{first} {second}" in COMPOUNDS:
+        return together
+    return match[0]
 
 def split_letters(match):
     return " ".join(match[0])
@@ -452,13 +484,13 @@ RAW_RULES = [
     (r"""(?s)^\s*["'`]+(.*?)["'`]+\s*$""", r"\1"),             # '5'                     5
     (r"\\\\", "↵"),                                            # x=1\\y=2                x=1↵y=2
     (r"\\mathbb ?([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),       # \mathbb R               \mathbb{R}
-    (r"\\prime ?\\prime", r"\\prime\\prime"),                  # \prime \prime           \prime\prime
+    (r"\\prime ?\\prime", r"\\prime\\prime"),                  # \prime \prime         \prime\prime
     (r"(?<=\d) +\(([A-Za-z][A-Za-z '/-]*)\)\s*$", r"\\text{(\1)}"),  # 8 (pens)   8\text{(pens)}
     (r"(?<=\d)\\text\{K\}", r"\\text{thousands}"),           # 3\text{K}, not 3\text{ K}
     (r"(?<=\d) +([KJNWVT])(?=\s*\$?\s*$)", r"\\text{ \1}"),    # 35 K                    35\text{ K}
     (r"[,;]?\s*\\q?quad\s*(?=[A-Za-z](?:_\{?\w+\}?)?\s*=)", ", "),   # x=1\quad y=2   x=1, y=2
     (r"^(USD|EUR) +(?=[\d.])", lambda m: {"USD": "\\$", "EUR": "€"}[m[1]]),   # USD 5   \$5
-    (r"(?<=\d) ?x ?(?=10\^)", "*"),                            # 6.02 x 10^{23}          6.02*10^{23}
+    (r"(?<=\d) ?x ?(?=10\^)", "*"),                            # 6.02 x 10^{23}        6.02*10^{23}
 ]
 LATEX_RULES = [
     (r"↵ ?\[[^\]]*\]", "↵"),                                   # ↵[4pt]                  ↵
@@ -474,8 +506,8 @@ LATEX_RULES = [
 NUMBER_RULES = [
     (r"\\mu ?(?:\{\})? ?«", "«μ"),                             # \mu«m»                  «μm»
     (r"\\(?:hat|widehat)(?![a-z]) ?(?:\{ ?([ijk]) ?\}|([ijk])(?![a-z]))", r" \1\2 "),   # \hat{i}  i
-    (r"\\(?:vec|overrightarrow)(?![a-z]) ?(?:\{ ?([A-Za-z]+) ?\}|([A-Za-z]))", r" \1\2 "),  # \vec a  a
-    (r"\.(\d*)\\dot ?\{? ?(\d) ?\}?(?:(\d*)\\dot ?\{? ?(\d) ?\}?)?", r".\1~\2\3\4"),   # 0.\dot3  0.~3
+    (r"\\(?:vec|overrightarrow)(?![a-z]) ?(?:\{ ?([A-Za-z]+) ?\}|([A-Za-z]))", r" \1\2 "),
+    (r"\.(\d*)\\dot ?\{? ?(\d) ?\}?(?:(\d*)\\dot ?\{? ?(\d) ?\}?)?", r".\1~\2\3\4"),   # 0.\dot3
     (r"\\(d?dot|hat|tilde|bar) ?\{ ?([A-Za-z]) ?\}", r"\\\1\2 "),                # \dot{x}   \dotx
     (r"(\d*)\.(\d*) ?(?:\\(?:overline|bar) ?\{? ?(\d+) ?\}?|\((\d+)\))", r"\g<1>.\2~\3\4"),
     (r"(?<!\d)(\d*)\.(\d{0,9}?)(\d{1,9}?)\3\3+ ?…", r"\1.\2~\3"),    # 0.333…            0.~3
@@ -485,7 +517,7 @@ NUMBER_RULES = [
     (r"(?<![\w.^_}])(\d+) ?\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}", mixed_number),
     (r"(?<=[\d})π»]) ?≈.*", ""),                               # 1/3≈0.33                1/3
     (r"(?<![\w.\\])(\(?\d[\dA-F]*(?:\.[\dA-F]+)?\)?)_(?:\{ ?\(?(\d+|«?[a-z]+»?)\)? ?\}|(\d))",
-     base_number),                                             # 101_2                   \base_{101b2}
+     base_number),                                             # 101_2                 \base_{101b2}
     (r"(\d+)«°» ?(\d+)'(?: ?(\d+)'')?", r"(\1+\2/60+0\3/3600)«°»"),   # 30«°»15'   (30+15/60…)«°»
 ]
 WORD_RULES = [
@@ -502,7 +534,7 @@ WORD_RULES = [
     (rf"(?<={BESIDE})[A-Za-z]{{2,3}}(?![A-Za-z])|(?<![A-Za-z\\«])[A-Za-z]{{2,3}}(?={BESIDE})",
      split_letters),                                           # e^{at}                  e^{a t}
     (r"(?<![A-Za-z\\«])(?!(?i:sq|cu|no|is|of|to|at|by|it|we|as|be|so)(?![A-Za-z]))"
-     r"(?:[A-Za-z]{2}|[^\WeiouEIOU\d_][^\WeiouEIOUaA\d_]{2,3})(?![A-Za-z»])", split_letters),   # xy      x y
+     r"(?:[A-Za-z]{2}|[^\WeiouEIOU\d_][^\WeiouEIOUaA\d_]{2,3})(?![A-Za-z»])", split_letters),
     (r"\\[A-Za-z]+|«[^»]*»|[A-Za-z]{2,}", lambda m: m[0] if m[0][0] in "\\«" else f"«{m[0]}»"),
     (r"/([A-Za-z](?: [A-Za-z])+)(?![(^_])", r"/(\1)"),         # t/RC                    t/(RC)
     (r"\(? ?«mod» ?(\w+) ?\)?", r"«mod»\1"),                   # («mod»7)                «mod»7
@@ -554,7 +586,7 @@ def prepare(text, thousands=True):
 #     ("mod", modulus, left, right)    x = 3 mod 7
 #     ("set", "∪", left, right)        also ∩ and ∖
 #     ("ratio", *parts)                3 : 4, the first part made 1
-#     ("rows", *rows)                  a piecewise function; a row is ("tuple", "&", value, condition)
+#     ("rows", *rows)                  a piecewise function; a row: ("tuple", "&", value, condition)
 
 class Hopeless(ValueError):
     """Unreadable, undefined, or too big to look at."""
@@ -575,7 +607,9 @@ def symbol(name):
 def kind(node):
     if isinstance(node, tuple):
         return node[0]
-    return "matrix" if isinstance(node, sympy.MatrixBase) else "value"
+    if isinstance(node, sympy.MatrixBase):
+        return "matrix"
+    return "value"
 
 def symbols(node):
     """The unknowns in a node."""
@@ -590,7 +624,9 @@ def replace(node, values):
     """The node with symbols replaced by numbers."""
     if isinstance(node, tuple):
         return tuple(replace(part, values) for part in node)
-    return node.xreplace(values) if hasattr(node, "xreplace") else node
+    if hasattr(node, "xreplace"):
+        return node.xreplace(values)
+    return node
 
 def checked(value):
     """The number, formula or matrix, if it is defined and not too big."""
@@ -618,7 +654,9 @@ def huge_power(base, exponent):
     result = ONE
     for prime, times in sympy.factorint(base).items():
         result *= sympy.Symbol(f"{prime}^{times * int(abs(exponent)):x}", positive=True)
-    return result if exponent > 0 else 1 / result
+    if exponent > 0:
+        return result
+    return 1 / result
 
 def call(name, args):
     """A named function of numbers or formulas."""
@@ -631,7 +669,10 @@ def call(name, args):
         if not all(arg.free_symbols or arg.is_Integer and 0 <= arg <= 20_000 for arg in args):
             raise Hopeless("too big, or no whole number")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
-    return value / sympy.log(LOG_BASE) if name == "log" else value  # settled when two sides meet
+    # settled when two sides meet
+    if name == "log":
+        return value / sympy.log(LOG_BASE)
+    return value
 
 # ---------------------------------------------------------------------------- tokens to nodes
 # Takes a prepared text; gives a node, or raises Hopeless.
@@ -639,7 +680,8 @@ def call(name, args):
 NAME = r"(?:[A-Za-z]|\\[A-Za-z]+ ?|«\w+»)(?:_(?:\{[^{}]*\}|\w))?'*(?:\^\{?-?1\}?)?"
 ARGUMENT = r"\((?:[A-Za-z0-9, ]+|(?<=[PEfghFGr]\()[^()]*|(?<=Var»\()[^()]*)\)"
 DEFINES = (rf"(?:{NAME}{ARGUMENT}|\\frac ?{{(?:d|\\partial) ?\w*}} ?{{(?:d|\\partial) ?\w+}}"
-           r"|\\(?:lim|max|min|sup|inf|deg|det|dim|gcd)(?:_\{[^{}]*\})? ?[A-Za-z]?(?:\([^()=]*\))?)="
+           r"|\\(?:lim|max|min|sup|inf|deg|det|dim|gcd)(?:_\{[^{}]*\})? ?[A-Za-z]?"
+           r"(?:\([^()=]*\))?)="
            r"|[A-Za-z] ?\\mapsto ?")
 NUMBER = r"(?=\.?\d)(\d*)\.?(\d*)(?:~(\d+))?"
 SCIENTIFIC = r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d{1,4}"
@@ -681,14 +723,16 @@ class Reader:
             return parts[0]
         # x ≠ 1, 2 excludes both
         if kind(parts[0]) == "rel" and parts[0][1] == "≠":
-            parts = [("rel", "≠", parts[0][2], part) if is_number(part) else part for part in parts]
+            for k, part in enumerate(parts):
+                parts[k] = ("rel", "≠", parts[0][2], part) if is_number(part) else part
         # x = 1, y = 2 or x = 2, y = 1 are two points; 1, 2 or 3 are three numbers
         groups = [[parts[0]]]
         for sign, part in zip(signs, parts[1:]):
             if "∨" in sign:
                 groups.append([])
             groups[-1].append(part)
-        if len(parts) > len(groups) > 1 == len(set(map(len, groups))) and {*map(kind, parts)} == {"rel"}:
+        equations = {*map(kind, parts)} == {"rel"} and len(set(map(len, groups))) == 1
+        if equations and len(parts) > len(groups) > 1:
             parts = [("list", "∧", *group) for group in groups]
         return "list", "∨" if len(groups) > 1 else "∧", *parts
 
@@ -699,7 +743,9 @@ class Reader:
         parts, signs = self.chain(self.union, RELATION)
         signs = "".join(signs).replace("≈", "=")
         if match := self.take(r"«mod»(\w+)"):
-            return ("mod", read(match[1]), *parts) if signs == "=" else self.fail()
+            if signs == "=":
+                return ("mod", read(match[1]), *parts)
+            return self.fail()
         if signs == ":=:" and is_name(parts[0]):                     # V_1 : V_2 = 11 : 21
             parts, signs = parts[2:], ":"
         if signs and not signs.strip(">≥"):                          # 2 > x is x < 2
@@ -709,17 +755,23 @@ class Reader:
             del parts[-2]
             signs = signs[:-1]
         if set(signs) == {":"}:                                      # 0 : 0 would be every ratio
-            return self.fail() if 0 in parts else ("ratio", *(part / parts[0] for part in parts))
+            if 0 in parts:
+                return self.fail()
+            return ("ratio", *(part / parts[0] for part in parts))
         if signs == "∈":
             name, values = parts
             if not is_name(name) or kind(values) == "value" and values not in NUMBER_SETS:
                 self.fail()
-            return ("in", name, values) if values in NUMBER_SETS else values
+            if values in NUMBER_SETS:
+                return ("in", name, values)
+            return values
         # 8 = 9 says nothing about an unknown, nor does x < x
         for left, right in zip(parts, parts[1:]):
             if kind(left) == kind(right) == "value" and is_number(sympy.expand(left - right)):
                 self.fail()
-        return ("rel", signs, *parts) if signs else parts[0]
+        if signs:
+            return ("rel", signs, *parts)
+        return parts[0]
 
     def union(self):
         parts, signs = self.chain(self.sum, "[∪∩∖]")
@@ -732,19 +784,26 @@ class Reader:
         while signs or not terms:
             at, term = self.i, self.term()
             if signs:
-                term = term * symbol(f"±{at}") if "±" in signs[0] else term
-                term = -term if signs[0].count("-") % 2 else term
+                if "±" in signs[0]:
+                    term = term * symbol(f"±{at}")
+                if signs[0].count("-") % 2:
+                    term = -term
             terms.append(term)
             signs = self.take(SIGNS)
-        return terms[0] if len(terms) == 1 else checked(sum(terms[1:], terms[0]))
+        if len(terms) == 1:
+            return terms[0]
+        return checked(sum(terms[1:], terms[0]))
 
     def term(self):
         factors = [self.factor()]
         while (match := self.take(r"([*/]) ?(-?)")) or self.starts_factor():
             factor = self.factor()
-            factor = power(factor, -ONE) if match and match[1] == "/" else factor
+            if match and match[1] == "/":
+                factor = power(factor, -ONE)
             factors.append(-factor if match and match[2] else factor)
-        return factors[0] if len(factors) == 1 else checked(math.prod(factors[1:], start=factors[0]))
+        if len(factors) == 1:
+            return factors[0]
+        return checked(math.prod(factors[1:], start=factors[0]))
 
     def starts_factor(self):
         """Does a factor follow without an operator? 2x, 2(x), 2^{3}5, 2^3 3^2; not 2 3, x2."""
@@ -758,13 +817,18 @@ class Reader:
         currency, node = self.take("«[$€£¥₹]»(?= ?[^ ])"), self.atom()
         while match := self.take(r"!(?![=!])|\^"):
             node = power(node, self.exponent()) if "^" in match[0] else call("factorial", [node])
-        return node * symbol(currency[0].strip()) if currency else node
+        if currency:
+            return node * symbol(currency[0].strip())
+        return node
 
     def exponent(self):
         sign = self.take("[-+]")
         exponent = self.argument(r"\d+(?:\.\d+)?")                  # 2^10 is 1024, not 2^1 0
-        exponent = power(exponent, self.exponent()) if self.take(r"\^") else exponent
-        return -exponent if sign and "-" in sign[0] else exponent
+        if self.take(r"\^"):
+            exponent = power(exponent, self.exponent())
+        if sign and "-" in sign[0]:
+            return -exponent
+        return exponent
 
     def atom(self):
         if match := self.take(NUMBER):
@@ -781,11 +845,14 @@ class Reader:
             opening = match[0].strip()
             node = self.answer(opening)
             closing = self.take(CLOSING[opening]) or self.fail()
-            if kind(node) == "list" and opening in "([" and len(node) > 2 and kind(node[2]) != "rel":
+            is_list = kind(node) == "list" and len(node) > 2
+            if is_list and opening in "([" and kind(node[2]) != "rel":
                 return "tuple", opening + closing[0].strip(), *node[2:]
             return node
         match = self.take(rf"\\({COMMANDS})(?![A-Za-z])")
-        return self.command(match[1]) if match else self.name()
+        if match:
+            return self.command(match[1])
+        return self.name()
 
     def name(self):
         r"""x, x_1, \alpha, π, f(x), or «words»: a text if they stand alone, else a unit."""
@@ -795,9 +862,11 @@ class Reader:
             self.i = text.end()
             return symbol("text " + plain(text[0]))
         match = self.take(r"([A-Za-zπ∞ℝℤℕℚℂ…]'*)|\\([A-Za-z]+)|«([^»]*)»(?! ?\()") or self.fail()
-        if match[3]:                                                 # a unit stands behind something
+        if match[3]:                                             # a unit stands behind something
             unit = match[3] if match[3][0] == "#" else known_unit(match[3])
-            return symbol(f"«{unit}»") if unit and before else self.fail()
+            if unit and before:
+                return symbol(f"«{unit}»")
+            return self.fail()
         name, sub = match[1] or match[2], self.take(r"_(?:\{([^{}]*)\}|\\([A-Za-z]+)|(\w))")
         name += "_" + re.sub(r"[ \\]", "", "".join(sub.groups(""))) if sub else ""
         # f(0), y(t), f(2x) and u(2x) are names; a(b + c) is a product
@@ -826,7 +895,8 @@ class Reader:
             argument = self.atom()
         else:
             argument = -self.factor() if self.take("-") else self.factor()
-            while self.starts_factor() and not self.see(rf"\(|\\(?:{COMMANDS})(?<!frac|sqrt)(?![a-z])"):
+            ends = rf"\(|\\(?:{COMMANDS})(?<!frac|sqrt)(?![a-z])"
+            while self.starts_factor() and not self.see(ends):
                 argument = argument * self.factor()
         if base is not None:
             return power(checked(sympy.log(argument, base)), exponent)
@@ -835,18 +905,25 @@ class Reader:
     def argument(self, digits=r"\d"):
         r"""What \frac and \sqrt take: a group, a token, or so many digits."""
         match = self.take(digits)
-        return sympy.Rational(match[0].strip()) if match else self.atom()
+        if match:
+            return sympy.Rational(match[0].strip())
+        return self.atom()
 
 def arguments(node):
-    return node[2:] if kind(node) in ("tuple", "list") else [node]
+    if kind(node) in ("tuple", "list"):
+        return node[2:]
+    return [node]
 
 def block(text):
     r"""What stands between \begin and \end: a system, a piecewise function, or a matrix."""
     text = re.sub(r"& ?(?=[=<>≤≥])", "", text).strip("↵ ")
     rows = [[cell.strip(" ,.;") for cell in row.split("&")] for row in text.split("↵")]
     if all(len(row) == 2 and re.search(f"{RELATION}|otherwise", row[1]) for row in rows):
-        condition = re.compile("«(?:if|for|when|where)»")
-        return "rows", *(("tuple", "&", read(value), read(condition.sub("", when))) for value, when in rows)
+        pieces = []
+        for value, condition in rows:
+            condition = re.sub("«(?:if|for|when|where)»", "", condition)
+            pieces.append(("tuple", "&", read(value), read(condition)))
+        return "rows", *pieces
     if re.search(RELATION, text):
         return read(",".join(",".join(row) for row in rows))
     return sympy.ImmutableDenseMatrix([[read(cell) for cell in row] for row in rows])
@@ -855,7 +932,9 @@ def read(text):
     """A prepared text as a node."""
     reader = Reader(text)
     node = reader.answer()
-    return node if reader.see("$") else reader.fail()
+    if reader.see("$"):
+        return node
+    return reader.fail()
 
 @lru_cache(256)
 def readings(text):
@@ -930,7 +1009,8 @@ def points(gap, count):
     grows = whole or gap.has(sympy.exp, sympy.sinh, sympy.cosh, sympy.tanh)
     grows = grows or any(part.exp.free_symbols for part in gap.atoms(sympy.Pow))
     numbers = {part for number in gap.atoms(sympy.Rational) for part in (abs(number.p), number.q)}
-    numbers = sorted(number for number in numbers if number < (100 if grows else 10**12))[-6:]
+    bound = (100 if count > 1 else 3000) if grows else 10**60
+    numbers = sorted(number for number in numbers if number < bound)[-6:]
     far = max([9, *numbers]) * 3
     if whole or steps:
         for value in range(1, 31 if count == 1 else 7):
@@ -1048,25 +1128,32 @@ def same_item(a, b):
         return in_order(a[1:3], b[1:3]) and bool(((a[3] - b[3]) / a[1]).is_integer)
     if kind(a) == "rows":
         return unordered(a[1:], b[1:])
-    return {"value": same_value, "rel": same_relation, "list": same, "in": tuple.__eq__}[kind(a)](a, b)
+    if kind(a) == "in":
+        return a == b
+    return {"value": same_value, "rel": same_relation, "list": same}[kind(a)](a, b)
 
 def with_unit(value):
     """5 cm as (5, cm)."""
     words = [name for name in value.free_symbols if name.name[0] == "«"]
     number, unit = value.as_independent(*words, as_Add=False) if words else (value, ONE)
-    return (value, ONE) if unit.is_Add else (number, unit)
+    if unit.is_Add:
+        return (value, ONE)
+    return (number, unit)
 
 def same_value(a, b):
     """Numbers or formulas with their units: of a number one may be missing, none may differ."""
     (a, unit_a), (b, unit_b) = with_unit(a), with_unit(b)
     both = str(unit_a * unit_b)
-    missing = 1 in (unit_a, unit_b) and is_number(a) and is_number(b) and not re.search("[%°]»\\*", both)
+    missing = 1 in (unit_a, unit_b) and is_number(a) and is_number(b)
+    missing = missing and not re.search("[%°]»\\*", both)
     if not (unit_a == unit_b or missing or same_things(str(unit_a), str(unit_b))):
         return False
     factor = {"«%»": ONE / 100, "«°»": sympy.pi / 180}.get(both)
     if factor is None or equal(a, b):
         return equal(a, b)
-    return equal(a * factor, b) if unit_b == 1 else equal(a, b * factor)
+    if unit_b == 1:
+        return equal(a * factor, b)
+    return equal(a, b * factor)
 
 def same_things(a, b):
     """right triangles and triangles, not right triangles and left triangles."""
@@ -1136,9 +1223,11 @@ def choice(text):
     return match[1] or match[2], match[3].strip(" $*")
 
 def choices(text):
-    """"A,B,D" from "A, B, D" or "(A) and (B) and (D)", "ABD" from itself, "" if it is none."""
-    text = re.sub(r"\\(?:text|math)\w*|[{}$()\\\s]", "", re.sub(r"\band\b|[;&]", ",", text))
-    return ",".join(filter(None, text.split(","))) if re.fullmatch("A?,?B?,?C?,?D?,*E?,?F?", text) else ""
+    """ABD from "A, B, D", "(A) and (B) and (D)" or "ABD"; "" if it is none."""
+    text = re.sub(r"\\(?:text|math)\w*|[{}$()\\\s,;&]|\band\b", "", text)
+    if re.fullmatch("A?B?C?D?E?F?", text):
+        return text
+    return ""
 
 def time_or_date(text):
     """9:00 am of "9 a.m.", june 20 of "June 20th"; else None."""
@@ -1146,7 +1235,9 @@ def time_or_date(text):
     if match := re.fullmatch(r"(\d{1,2})(?: (\d\d))? ?([ap]) ?m", text):
         return f"{int(match[1])}:{match[2] or '00'} {match[3]}m"
     month = re.match(r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]* \d", text)
-    return re.sub(r"(?<=\d)(st|nd|rd|th)\b", "", text) if month else None
+    if month:
+        return re.sub(r"(?<=\d)(st|nd|rd|th)\b", "", text)
+    return None
 
 def compare(prediction, gold):
     """The whole comparison: as text, as a time, as choices, and as what they read as."""
@@ -1159,10 +1250,11 @@ def compare(prediction, gold):
             return times[0] == times[1]
         several = choices(prediction), choices(gold)
         if min(map(len, several)) > 1:
-            return several[0].replace(",", "") == several[1].replace(",", "")
+            return several[0] == several[1]
         (letter, value), (gold_letter, gold_value) = choice(prediction), choice(gold)
         if letter and gold_letter:
-            return letter == gold_letter and (not value or not gold_value or alike(value, gold_value))
+            either_alone = not value or not gold_value
+            return letter == gold_letter and (either_alone or alike(value, gold_value))
         if value and alike(value, gold) or gold_value and alike(prediction, gold_value):
             return True
         words = "«" in left + right and not re.search(r"[\d+=<>*/^_|{}\\]", left + right)

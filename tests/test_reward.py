@@ -155,7 +155,10 @@ def test_a_killed_or_stopped_worker_costs_no_case(monkeypatch):
     for process, *_ in reward.IDLE:
         os.killpg(process, signal.SIGKILL)
     assert reward.judge([("x+1", "1+x")] * 5) == [True] * 5
-    monkeypatch.setattr(reward, "PATIENCE", 5)
+    # who is stopped is replaced; the new ones get all the time that a busy machine needs
+    stop = reward.stop
+    monkeypatch.setattr(reward, "PATIENCE", 3)
+    monkeypatch.setattr(reward, "stop", lambda worker: (stop(worker), setattr(reward, "PATIENCE", 100)))
     for process, *_ in reward.IDLE:
         os.killpg(process, signal.SIGSTOP)
     assert reward.judge([("x+2", "2+x")] * 5) == [True] * 5
