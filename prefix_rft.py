@@ -150,8 +150,8 @@ class Rollout:
 
 def sample_rollouts(sampler, tokenizer, problems, flags, step, stop=None,
                     prefix_window=prefix_window, prefix_length=prefix_length):
-    """G problems -> G * n Rollouts, scored. The last --hybrids of every n start from a prefix. stop:
-    ids of the tokens that end a response; None: those of the model."""
+    """G problems -> G * n Rollouts, scored. The last --hybrids of every n start from a prefix.
+    stop: ids of the tokens that end a response; None: those of the model."""
     rng = np.random.default_rng((flags.seed, step))
     low, high = prefix_window(step, flags.steps, low_end=flags.low_end, schedule=flags.schedule)
     hybrids = flags.n if flags.hybrids == -1 else flags.hybrids
