@@ -1,28 +1,28 @@
 """
 idft.py - In-Distribution Finetuning: supervised learning that listens to what the model knows.
 
-Paper: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222
+Paper [D]: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222; its code: [code]
 
-SFT pulls every token of a demonstration up equally hard, also those that the model would never
-write; that is what makes it forget. IDFT weighs each token by p^gamma and reads gamma off the
+SFT pushes every token of a demonstration up equally hard, even those that the model would never
+write. That makes the model forget. IDFT weights each token by p^gamma, and gamma follows from the
 token's phi = log p + H (ddt.py): gamma is 1 in text like the model's own, smaller in more typical
-text, larger in foreign text, whose weight is then a whisper.
+text, and larger in foreign text, which therefore gets very little weight.
 
     L = sum_t w_t (-log p_t) / (target tokens of the whole optimizer step)
     w_t = stopgrad(p_t ^ gamma_t)                gamma_t = clamp(exp(-phi_t / beta), 0.1, 2)
 
     sft           w = 1 (gamma = 0), ordinary cross-entropy
     dft           w = p (gamma = 1), Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629
-    strength      s in gamma <- 1 + s (gamma - 1): the authors' code can fade gamma in   [code]
+    strength      s in gamma <- 1 + s (gamma - 1); it can rise from 0 during training    [code]
     nll           the plain cross-entropy, logged beside the weighted loss, which is much smaller
 
-Two things break silently, and each has a test. The weight must be detached: with the gradient
-flowing through it the sign flips for p < e^(-1/gamma). And the division happens once, by the token
-count of the whole step: a mean of micro-batch means counts the tokens of short micro-batches more,
-the bug that https://arxiv.org/abs/2604.23747 found under published SFT baselines.
+Two things break silently, and each has a test. The weight must be detached: if the gradient flows
+through it, the update changes its sign for p < e^(-1/gamma). And the loss must be divided once, by
+the token count of the whole step: a mean of micro-batch means gives tokens in short micro-batches
+more weight. https://arxiv.org/abs/2604.23747 found this bug under published SFT baselines.
 
-Left out: LoRA, sequence packing, several GPUs (bridges/). prefix_rft.py uses the optimizer step and
-the checkpoints of this file as well.
+Left out: LoRA, sequence packing, several GPUs (bridges/). What follows the training loop, a run's
+checkpoints, log and --resume, may be skipped; prefix_rft.py uses it, and the optimizer step, too.
 
     python idft.py                                  the toy's base learns the demonstrations
     python idft.py --loss sft --out runs/sft        the same with plain SFT
@@ -45,24 +45,24 @@ from tqdm import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ddt import batch_stats, cll, logp_entropy, micro_batches
-from eval import (InputError, blame, demo_ids, demonstrations, flag, greedy_accuracy,
-                  load_benchmarks, load_model, load_problems, new_run, pick_device, prompt_ids,
-                  read_log, repeat_flags, run_script, run_settings, write_rows)
+from eval import (InputError, blame, check_run, context_length, encode, fingerprint, flag,
+                  greedy_accuracy, load_benchmarks, load_model, load_problems, open_run,
+                  pick_device, read_log, run_script, write_rows, writing)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
 
 def token_gamma(logp, entropy, beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """gamma = clamp(exp(-phi / beta), gamma_min, gamma_max), pulled to 1 by strength < 1."""
+    """gamma = clamp(exp(-phi / beta), gamma_min, gamma_max), pulled towards 1 by strength < 1."""
     phi = cll(logp, entropy)
     gamma = torch.exp(-phi / beta).clamp(gamma_min, gamma_max)
     return 1 + strength * (gamma - 1)          # strength 0: DFT
 
 
 def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """w = p^gamma of every token, detached. logp, entropy: any one shape, in nats -> that shape.
+    """logp, entropy (any shape, the same, in nats) -> w = p^gamma of every token, detached.
 
-    loss: "sft" (w = 1), "dft" (w = p) or "idft". ValueError for another."""
+    loss: "sft" (w = 1), "dft" (w = p) or "idft". ValueError for any other."""
     logp = logp.detach()
     if loss == "sft":
         return torch.ones_like(logp)
@@ -79,8 +79,8 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 
     outputs: has .logits (B, T, V); labels (B, T), not yet shifted, -100 where there is nothing to
     learn; num_items_in_batch: target tokens of the whole optimizer step, which the Trainer counts
-    (None: those of `labels`); weighting: as of token_weight."""
-    # Position t predicts token t + 1; only where there is a label is anything learnt.
+    (None: those of `labels`); weighting: the other arguments of token_weight."""
+    # Position t predicts token t + 1. Only tokens with a label are learnt from.
     targets = labels[:, 1:].to(outputs.logits.device)          # (B, T-1)
     learn = targets != -100
     logits = outputs.logits[:, :-1][learn]                     # (tokens, V)
@@ -94,25 +94,25 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 # ---- the supervised loop and its step -----------------------------------------------------------
 
 def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
-    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. The same for every
-    --micro_tokens, up to rounding. weigh: what else to use in the place of token_weight."""
+    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. They do not depend
+    on --micro_tokens, up to rounding. weigh: a function to use in place of token_weight."""
     start = time.perf_counter()
-    count = sum(len(response) for _, response in rows)         # before anything is cut
+    count = sum(len(response) for _, response in rows)         # of the whole step
     weighting = (flags.beta, flags.gamma_min, flags.gamma_max, strength)
 
-    # Gradients add up over micro-batches; each is divided by the count of the whole step.
-    seen = []
+    # Gradients add up over micro-batches. Each loss is divided by the count of the whole step.
+    parts = []
     for group in micro_batches(rows, flags.micro_tokens):
         logp, entropy = batch_stats(model, [rows[i] for i in group])           # each (tokens,)
         weight = weigh(logp, entropy, flags.loss, *weighting)
         loss = -(weight * logp).sum() / count
         loss.backward()
-        seen.append(torch.stack([logp, entropy, weight]).detach())
-    logp, entropy, weight = torch.cat(seen, dim=1)             # each (count,)
+        parts.append(torch.stack([logp, entropy, weight]).detach())
+    logp, entropy, weight = torch.cat(parts, dim=1)             # each (count,)
     loss = -(weight * logp).mean().item()
     norm = optimizer_step(model, optimizer, lr, loss)
 
-    # What is logged; gamma is IDFT's, whatever the loss.
+    # The metrics. gamma is that of IDFT, whichever loss is used.
     means = {"nll": -logp, "phi": cll(logp, entropy), "weight": weight,
              "gamma": token_gamma(logp, entropy, *weighting)}
     row = {name: values.mean().item() for name, values in means.items()}
@@ -120,9 +120,9 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
             "tokens_per_s": count / (time.perf_counter() - start)}
 
 
-KEEP = 4e9      # bytes of activations that a micro-batch may keep; more are recomputed
+KEEP = 4e9      # bytes of activations that a micro-batch may keep; above, they are recomputed
 
-# AdamW's settings [code]. Fused is one pass over the weights, without temporaries as large as they.
+# AdamW's settings [code]. Fused: one pass over the weights, without temporary tensors as large.
 ADAMW = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": 0.01, "fused": True}
 
 
@@ -131,10 +131,10 @@ def new_optimizer(model):
 
 
 class OffloadedAdamW(torch.optim.AdamW):
-    """AdamW for a model that learns on a small card. The card holds a bf16 copy of the weights and
-    nothing else of their size; the float32 weights, gradients and moments live in main memory.
+    """AdamW for training on a small card. The card holds a bf16 copy of the weights and nothing
+    else of that size. The float32 weights, gradients and moments are in main memory.
 
-    model: float32, in main memory; it moves to `device`, its parameters in `dtype`."""
+    model: in float32 and in main memory. It moves to `device`, with its parameters in `dtype`."""
 
     def __init__(self, model, device, dtype=torch.bfloat16):
         weights = [torch.nn.Parameter(p.data) for p in model.parameters()]
@@ -143,11 +143,11 @@ class OffloadedAdamW(torch.optim.AdamW):
         for weight, copy in zip(weights, self.copies):
             copy.data = copy.data.to(device, dtype, copy=True)
             copy.register_post_accumulate_grad_hook(partial(self.collect, weight))
-        model.to(device)                       # its buffers
+        model.to(device)                       # moves its buffers
 
     def collect(self, weight, copy):
         """Add the gradient of one micro-batch to the float32 sum of the step. The backward pass
-        calls this as soon as the gradient is whole, so that few of them are on the card at once."""
+        calls this as soon as a gradient is complete, so that the card holds few of them at once."""
         gradient = copy.grad.to(weight)
         if weight.grad is None:
             weight.grad = gradient
@@ -163,15 +163,15 @@ class OffloadedAdamW(torch.optim.AdamW):
 
 
 def swap_weights(model, optimizer):
-    """Exchange the model's parameters and those that the optimizer moves: with --offload the
-    float32 weights come into the model, to be saved, and back. Otherwise they are the same."""
+    """Exchange the model's parameters with the optimizer's. With --offload this puts the float32
+    weights into the model, to be saved; again, and they are back. Else both are the same."""
     for copy, weight in zip(model.parameters(), optimizer.param_groups[0]["params"]):
         copy.data, weight.data = weight.data, copy.data
 
 
 def optimizer_step(model, optimizer, lr, loss, clip=1.0):
-    """Clip the gradients [code], step, clear them -> their norm before clipping. If it or the loss
-    is not finite, nothing is updated."""
+    """Clip the gradients [code], step, clear them -> the gradient norm before clipping. If this
+    norm or the loss is not finite, nothing is updated."""
     weights = optimizer.param_groups[0]["params"]
     norm = torch.nn.utils.clip_grad_norm_(weights, clip).item()
     if math.isfinite(norm) and math.isfinite(loss):
@@ -191,8 +191,8 @@ def learning_rate(step, steps, peak, warmup=0.1):
 
 
 def strength_at(progress, warmup, transition):
-    """How much of gamma is used at a share `progress` of training: 0 in the warm-up, then a line
-    up to 1 over the transition [code]."""
+    """The strength after a share `progress` of training: 0 in the warm-up, then rising linearly to
+    1 over the transition [code]."""
     if progress < warmup:
         return 0.0
     if progress >= warmup + transition:
@@ -201,8 +201,8 @@ def strength_at(progress, warmup, transition):
 
 
 def draw_batch(items, batch, step, seed):
-    """The `batch` items of optimizer step `step`, epoch after epoch in fresh order. It depends on
-    its arguments alone: a resumed run needs no generator state."""
+    """The `batch` items of optimizer step `step`. Every epoch has a new order. The result depends
+    on the arguments alone, so a resumed run needs no generator state."""
     chosen = []
     for place in range(step * batch, (step + 1) * batch):
         epoch, position = divmod(place, len(items))
@@ -213,18 +213,18 @@ def draw_batch(items, batch, step, seed):
 
 
 def checkpoint_activations(model, above=0):
-    """Recompute the activations of a layer in the backward pass instead of keeping them: a third
-    more time, a tenth of the memory. Only micro-batches that would keep more than `above` bytes
-    pay. The model stays in eval mode, unlike with transformers' own switch, which wakes dropout:
-    the policy that learns must be the one that sampled."""
+    """Recompute the activations of a layer in the backward pass instead of keeping them. It takes a
+    third more time and a tenth of the memory, and only for micro-batches that would keep more than
+    `above` bytes. Unlike transformers' own switch, it does not turn dropout on: the model stays in
+    eval mode, because the policy that learns must be the one that sampled."""
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = partial(recomputed, layer.forward, above / len(layers))
 
 
 def recomputed(forward, above, hidden_states, *args, **kwargs):
-    """A layer's `forward`; what it keeps, if more than `above` bytes, is computed again."""
-    # A layer keeps some 25 float32 numbers for every number of its input (measured, Llama's).
+    """A layer's `forward`. If it would keep more than `above` bytes, they are computed again."""
+    # A layer keeps about 25 float32 numbers for every number of its input (measured on Llama).
     kept = 25 * 4 * hidden_states.numel()
     if kept <= above or not torch.is_grad_enabled():
         return forward(hidden_states, *args, **kwargs)
@@ -235,21 +235,16 @@ def recomputed(forward, above, hidden_states, *args, **kwargs):
 def demonstration_rows(model, tokenizer, problems, max_tokens):
     """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or
     to what the model reads. InputError if a prompt alone is longer."""
-    context = getattr(model.config, "max_position_embeddings", None) or max_tokens
-    limit = min(max_tokens, context)
+    limit = min(max_tokens, context_length(model))
     rows, cut = [], 0
-    for problem in problems:
-        prompt = prompt_ids(tokenizer, problem["problem"])
-        if len(prompt) >= limit:
-            raise InputError(f"a prompt has {len(prompt)} tokens, --max_tokens and the model allow "
-                             f"{limit}: shorten it")
-        for solution in demonstrations(problem):
-            response = demo_ids(tokenizer, solution)
-            cut += len(prompt) + len(response) > limit
-            rows.append((prompt, response[:limit - len(prompt)]))
+    for row in encode(tokenizer, problems, limit):
+        room = limit - len(row["prompt"])
+        for response in row["demos"]:
+            cut += len(response) > room
+            rows.append((row["prompt"], response[:room]))
     if cut:
         print(f"{cut} of {len(rows)} demonstrations are longer than {limit} tokens with their "
-              "prompt and were cut: they teach no ending")
+              "prompt and were cut: they do not teach where to end")
     return rows
 
 
@@ -257,7 +252,7 @@ def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
     """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
     bar = tqdm(range(state["step"], flags.steps), desc=flags.loss, leave=False)
     for step in bar:
-        # Everything that changes from step to step follows from its number.
+        # Everything that changes between steps follows from the number of the step.
         batch = draw_batch(rows, flags.batch, step, flags.seed)
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
@@ -273,11 +268,12 @@ def save_checkpoint(out, model, tokenizer, optimizer, state):
     new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
     # Write it whole, where a kill does no harm.
     shutil.rmtree(new, ignore_errors=True)
-    swap_weights(model, optimizer)             # the float32 weights are what is saved
-    model.save_pretrained(new)
-    swap_weights(model, optimizer)
-    tokenizer.save_pretrained(new)
-    torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
+    with writing(new):
+        swap_weights(model, optimizer)         # the float32 weights are what is saved
+        model.save_pretrained(new)
+        swap_weights(model, optimizer)
+        tokenizer.save_pretrained(new)
+        torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
     # Move it into the place of the old one. A kill between the two moves leaves checkpoint.old.
     if now.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -294,35 +290,48 @@ def find_checkpoint(out):
 
 
 def start_run(flags):
-    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state."""
-    out = new_run(flags.out, flags.resume)
+    """A new run, or with --resume the one in --out -> model, tokenizer, optimizer, state."""
+    out, _ = check_run(flags)
     device = pick_device(flags.device)
     checkpoint = find_checkpoint(out)
     memory = torch.device("cpu") if flags.offload else device
     model, tokenizer = load_model(str(checkpoint or flags.model), memory, flags.seed)
+    state = {"step": 0, "bad": 0, "model": fingerprint(model, tokenizer)}
     if not flags.keep_activations:
         checkpoint_activations(model, above=KEEP)
     optimizer = OffloadedAdamW(model, device) if flags.offload else new_optimizer(model)
-
-    # What the run is: its flags, but for those that change nothing of where it ends.
-    settings = run_settings(flags)
-    state = {"step": 0, "bad": 0, "flags": settings}
     if checkpoint:
         with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
             state = torch.load(checkpoint / "trainer.pt", map_location=memory, weights_only=True)
-        repeat_flags(state["flags"], settings)
-        optimizer.load_state_dict(state.pop("optimizer"))
-    if flags.resume:
-        # The log keeps a row from before training and one a step: what follows will come again.
-        rows = read_log(out / "metrics.jsonl")
-        write_rows(out / "metrics.jsonl", rows[:state["step"] + 1] if checkpoint else [])
-    return out, model, tokenizer, optimizer, state
+            optimizer.load_state_dict(state.pop("optimizer"))
+            if not (state["step"] > 0 and state["bad"] >= 0):
+                raise InputError("it counts no steps")
+    return model, tokenizer, optimizer, state
+
+
+def claim_run(flags, state, **inputs):
+    """The run may begin or go on -> Path(--out). inputs: the data that it reads, by its flags."""
+    fresh = state["step"] == 0
+    if fresh:                                  # else the checkpoint is read instead of --model
+        inputs["model"] = state.pop("model")
+    out, record = open_run(flags, **inputs)
+    if fresh:
+        state.update(record)
+    elif {**state, **record} != state:
+        raise InputError(f"--resume: {out}/checkpoint is of another run, name another --out")
+    # The log keeps a row from before training and one a step: what follows will come again.
+    rows = read_log(out / "metrics.jsonl")
+    write_rows(out / "metrics.jsonl", [] if fresh else rows[:state["step"] + 1])
+    if (out / "checkpoint").exists():          # what a kill in save_checkpoint left beside it
+        shutil.rmtree(out / "checkpoint.new", ignore_errors=True)
+        shutil.rmtree(out / "checkpoint.old", ignore_errors=True)
+    return out
 
 
 def log_row(out, row):
     """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
     row = json.loads(json.dumps(row), parse_constant=lambda name: None)
-    with open(out / "metrics.jsonl", "a") as file:
+    with writing(out / "metrics.jsonl"), open(out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -346,7 +355,6 @@ def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampl
     has what a resumed run had measured before."""
     if when in state:
         return
-    out.mkdir(parents=True, exist_ok=True)
     state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
                                   sampler)
     log_row(out, {"step": state["step"], when: state[when]})
@@ -369,7 +377,7 @@ class Flags:
     warmup: float = flag(0.1, "share of training with rising learning rate [code]", 0, 1)
     epochs: float = flag(3.0, "passes over the demonstrations, if --steps is 0 [code]", 0)
     steps: int = flag(0, "optimizer steps; 0: as many as --epochs need", 0)
-    batch: int = flag(128, "demonstrations an optimizer step [code]", 1)
+    batch: int = flag(128, "demonstrations an optimizer step [code]", 1, 10**5)
     beta: float = flag(1.0, "gamma = exp(-phi / beta) [code]", 1e-6)
     gamma_min: float = flag(0.1, "smallest gamma [code]", 0)
     gamma_max: float = flag(2.0, "largest gamma [code]; exp(B) for the paper's clip at B", 0)
@@ -394,9 +402,11 @@ def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
     problems = load_problems(flags.data, ("solution",), flags.seed)
-    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
-    out, model, tokenizer, optimizer, state = start_run(flags)
+    benchmarks = load_benchmarks([flags.eval_data])
+    model, tokenizer, optimizer, state = start_run(flags)
     rows = demonstration_rows(model, tokenizer, problems, flags.max_tokens)
+    encode(tokenizer, sum(benchmarks.values(), []), context_length(model), demos=False)    # it fits
+    out = claim_run(flags, state, data=problems, eval_data=benchmarks)
     if flags.steps == 0:
         flags.steps = max(1, math.ceil(flags.epochs * len(rows) / flags.batch))
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
