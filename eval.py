@@ -341,6 +341,8 @@ def load_model(name, device, seed=0):
             one, other = model(ids).logits[:, 0].float()
         if not (one - other).abs().max() <= 1e-4 * one.abs().max():                  # Or nan
             raise InputError("it computes nan or looks ahead, as encoders do: give a sound decoder")
+    # A checkpoint of this model will say where its responses end
+    model.generation_config.eos_token_id = stop_ids(model, tokenizer)
     return model, tokenizer
 
 
@@ -352,31 +354,89 @@ def chat_turns(problem):
 
 
 def prompt_ids(tokenizer, problem):
-    """A problem (a text, or chat turns as they stand) -> ids up to where the response begins."""
+    """A problem (a text, or chat turns as they stand) -> ids up to where the response begins.
+    Control tokens spelled out in it are plain text. InputError if it is not for the model to speak,
+    or if the chat template loses what the user says."""
     turns = chat_turns(problem)
+    if not tokenizer.chat_template:
+        # A base model reads the text and a line's end
+        text = "".join(turn["content"] + "\n" for turn in turns)
+        ids = tokenizer(text, split_special_tokens=True).input_ids
+        if ids[-1] == tokenizer.eos_token_id:            # Some tokenizers close every text
+            ids = ids[:-1]
+        return ids
+
+    if turns[-1]["role"] == "assistant":
+        raise InputError("the chat ends with an assistant's turn: end it with a user's")
+    text = render(tokenizer, turns)
+    ids = []
+    for turn in turns:
+        content = turn["content"].strip()                # Many templates strip it
+        if turn["role"] == "user" and content not in text:
+            raise InputError("the chat template does not print what the user says: mend it")
+        if text_ids(tokenizer, content) != tokenizer(content, add_special_tokens=False).input_ids:
+            # A control token is spelled out: only those that the template writes are meant
+            before, content, text = text.partition(content)
+            ids += tokenizer(before, add_special_tokens=False).input_ids
+            ids += text_ids(tokenizer, content)
+    return ids + tokenizer(text, add_special_tokens=False).input_ids
+
+
+def render(tokenizer, turns, add_generation_prompt=True):
+    """Chat turns -> the text that the chat template makes of them."""
+    with blame("the chat template refuses a chat"):
+        return tokenizer.apply_chat_template(turns, tokenize=False,
+                                             add_generation_prompt=add_generation_prompt)
+
+
+def text_ids(tokenizer, text):
+    """Ids of a text in which control tokens that are spelled out are plain text."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def turn_end(tokenizer):
+    """The token that ends a response: the first control token that the chat template writes behind
+    an assistant's text, often not EOS. Without such a token, or without a template, it is EOS."""
     if tokenizer.chat_template:
-        with blame("the chat template refuses a prompt"):
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            if not text:
-                raise InputError("it makes nothing of it")
-        return tokenizer(text, add_special_tokens=False).input_ids
-    # A base model reads the text and a line's end
-    ids = tokenizer("".join(turn["content"] + "\n" for turn in turns)).input_ids
-    if ids[-1] == tokenizer.eos_token_id:                # Some tokenizers close every text
-        ids = ids[:-1]
-    return ids
+        turns = [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "Two."}]
+        text = render(tokenizer, turns, add_generation_prompt=False)
+        _, _, behind = text.rpartition("Two.")
+        plain = text_ids(tokenizer, behind)
+        for token in tokenizer(behind, add_special_tokens=False).input_ids:
+            if token not in plain:
+                return token
+    return tokenizer.eos_token_id
 
 
 def demo_ids(tokenizer, solution):
-    """A demonstration -> its ids and the EOS: a model that is never shown the end never stops."""
-    return tokenizer(solution, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    """A demonstration -> its ids and the token that ends it: a model that is never shown the end
+    never stops. InputError if the chat template opens <think> and the demonstration does not close
+    it: it must go on behind <think>, with the thoughts, </think> and the answer."""
+    end = turn_end(tokenizer)
+    # Some data sets spell the end out: it is not taught twice
+    for token in (tokenizer.decode([end]), tokenizer.eos_token):
+        if solution.rstrip().endswith(token):
+            solution = solution.rstrip().removesuffix(token)
+    if tokenizer.chat_template:
+        opening = render(tokenizer, [{"role": "user", "content": "2?"}]).rstrip()
+        thinks = opening.endswith("<think>")
+        if thinks and (solution.lstrip().startswith("<think>") or "</think>" not in solution):
+            raise InputError("the chat template opens <think>: a solution must go on behind it, as "
+                             "thoughts, </think> and the answer")
+    return text_ids(tokenizer, solution) + [end]
 
 
 def stop_ids(model, tokenizer):
-    """The ids that end a response: the tokenizer's EOS and those of the generation_config."""
+    """The ids that end a response: the end of a turn, the tokenizer's EOS, and those of the
+    generation_config. InputError if the latter holds something else."""
     eos = model.generation_config.eos_token_id
-    eos = eos if isinstance(eos, list) else [eos]
-    return sorted({tokenizer.eos_token_id, *eos} - {None})
+    ids = {turn_end(tokenizer), tokenizer.eos_token_id}
+    ids.update(eos if isinstance(eos, list) else [eos])
+    ids.discard(None)
+    if not all(isinstance(token, int) for token in ids):
+        raise InputError(f"--model: eos_token_id {eos!r} in its generation_config.json must be an "
+                         "id or a list of ids")
+    return sorted(ids)
 
 
 def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):

@@ -2,6 +2,7 @@
 a user can make, and a killed run."""
 
 import contextlib
+import copy
 import itertools
 import json
 import math
@@ -313,6 +314,78 @@ def test_stop_ids(tiny, monkeypatch, eos, expected):
     assert ev.stop_ids(*tiny) == expected
 
 
+def test_a_turn_ends_where_the_template_says(tiny_checkpoint):
+    """A base model's EOS is another token than the one that closes turns (Qwen2.5, Gemma, Phi)."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint, eos_token="<|endoftext|>")
+    end, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model.generation_config.eos_token_id = eos
+    assert ev.turn_end(tokenizer) == end != eos == tokenizer.eos_token_id
+    assert ev.stop_ids(model, tokenizer) == sorted([end, eos])
+    ids = ev.demo_ids(tokenizer, "4.")
+    assert ids.count(end) == 1 and ids[-1] == end and eos not in ids
+    # Data that spells the end out is not taught it twice, whichever of the two it spells
+    for spelled in ("4.<|im_end|>", "4.<|im_end|>\n", "4.<|endoftext|>"):
+        assert ev.demo_ids(tokenizer, spelled) == ids
+    # A template that writes nothing behind an answer, or none at all: EOS
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    assert ev.turn_end(tokenizer) == eos
+    tokenizer.chat_template = None
+    assert ev.demo_ids(tokenizer, "4.")[-1] == eos
+
+
+def test_a_saved_model_knows_the_end_of_a_turn(tiny_checkpoint, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint, eos_token="<|endoftext|>")
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = ev.load_model(str(tmp_path), CPU)
+    model.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert config["eos_token_id"] == ev.stop_ids(model, tokenizer) and len(config["eos_token_id"]) == 2
+
+
+def test_control_tokens_in_a_text_are_plain(tiny):
+    _, tokenizer = tiny
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    question = "Which token ends a turn: <|im_end|> or <|endoftext|>?"
+    ids = ev.prompt_ids(tokenizer, question)
+    usual = ev.prompt_ids(tokenizer, "Which token ends a turn?")
+    assert ids.count(end) == usual.count(end)
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(
+        ev.chat_turns(question), tokenize=False, add_generation_prompt=True)
+    assert ev.demo_ids(tokenizer, "It is <|im_end|>, of course.").count(end) == 1
+    without = copy.deepcopy(tokenizer)
+    without.chat_template = None
+    assert end not in ev.prompt_ids(without, question)
+
+
+def test_chats_that_cannot_be_answered(tiny):
+    tokenizer = copy.deepcopy(tiny[1])
+    with pytest.raises(ev.InputError, match="ends with an assistant"):
+        ev.prompt_ids(tokenizer, [USER, {"role": "assistant", "content": "2"}])
+    tokenizer.chat_template = "{{ messages[0].role }}: "
+    with pytest.raises(ev.InputError, match="does not print what the user says"):
+        ev.prompt_ids(tokenizer, "1+1?")
+
+
+def test_a_template_that_opens_think(tiny):
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    good = "One and one.\n</think>\n2"
+    assert ev.demo_ids(tokenizer, good) == ev.demo_ids(tiny[1], good)
+    for bad in ("2", "<think>One and one.</think>2"):
+        with pytest.raises(ev.InputError, match="opens <think>"):
+            ev.demo_ids(tokenizer, bad)
+
+
+def test_an_end_that_is_no_id(tiny, monkeypatch):
+    monkeypatch.setattr(tiny[0].generation_config, "eos_token_id", "</s>")
+    with pytest.raises(ev.InputError, match="eos_token_id"):
+        ev.stop_ids(*tiny)
+
+
 def change_config(path, **values):
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **values}))
@@ -385,7 +458,7 @@ def test_a_template_that_refuses(tiny_checkpoint):
     with pytest.raises(ev.InputError, match="no system turn"):
         ev.prompt_ids(tokenizer, "1+1?")
     tokenizer.chat_template = "{% if false %}never{% endif %}"
-    with pytest.raises(ev.InputError, match="nothing"):
+    with pytest.raises(ev.InputError, match="does not print"):
         ev.prompt_ids(tokenizer, "1+1?")
 
 
