@@ -32,4 +32,4 @@ def full_weight(adv, prefix, entropy, keep, how, generator):
     return adv.masked_fill(prefix, 1.0)
 
 
-VARIANT = {"entropy_clip": full_weight, "token_loss": static_loss}
+VARIANT = {"learning": {"entropy_clip": full_weight, "prefix_loss": static_loss}}

@@ -44,8 +44,8 @@ def own_decisions(adv, prefix, entropy, keep, how, generator):
     return prefix_rft.entropy_clip(adv, ~prefix, entropy, keep, "top")
 
 
-# Functions in the place of draw_length, entropy_clip and token_loss of prefix_rft.py.
-VARIANTS = {**relatives.VARIANTS, "own decisions": {"entropy_clip": own_decisions},
+# Functions in the place of some of prefix_rft.py, as in relatives.py.
+VARIANTS = {**relatives.VARIANTS, "own decisions": {"learning": {"entropy_clip": own_decisions}},
             "hpt": hpt.VARIANT}
 
 MAIN = {
@@ -172,22 +172,19 @@ def policy_steps(model, tokenizer, problems, flags, sampler, name):
     optimizer = idft.new_optimizer(model)
     stop = stop_ids(model, tokenizer)
     variant = VARIANTS.get(name, {})
-    draw_length = variant.get("draw_length", prefix_rft.draw_length)
-    entropy_clip = variant.get("entropy_clip", prefix_rft.entropy_clip)
-    token_loss = variant.get("token_loss", prefix_rft.token_loss)
 
     def learn(step):
         # Roll out with the policy as it is, score, update: in --mini_batches optimizer steps.
         sampler.sync(model)
         batch = idft.draw_batch(problems, flags.batch, step, flags.seed)
         rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, batch, flags, step, stop,
-                                              draw_length)
+                                              **variant.get("starting", {}))
         sampled = prefix_rft.describe(rollouts)["tokens"]
         if name == "hpt":
             rollouts = hpt.demonstrate_failures(rollouts, batch, flags.n)
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
-        row = prefix_rft.update(model, optimizer, rollouts, flags, generator, entropy_clip,
-                                token_loss)
+        row = prefix_rft.update(model, optimizer, rollouts, flags, generator,
+                                **variant.get("learning", {}))
         return row["update_tokens"], sampled, row["updates"]
     return learn
 

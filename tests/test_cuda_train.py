@@ -9,7 +9,7 @@ import torch
 from conftest import run_here, small_model
 from kill import logged
 from test_idft import small_rows
-from test_prefix_rft import flags, hand_rollouts, sgd
+from test_prefix_rft import flags, hand_rollouts, learning, sgd
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import ddt
@@ -131,7 +131,7 @@ def test_a_supervised_step_is_that_of_the_cpu(loss):
     assert metrics["tokens"] == cpu_metrics["tokens"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"prefix_loss": "luffy"}, {"prefix_loss": "sft"},
+@pytest.mark.parametrize("settings", [{}, {"method": "luffy"}, {"method": "static"},
                                       {"prefix_loss": "all", "advantage": "code"}])
 def test_an_update_is_that_of_the_cpu(settings):
     """Not with entropy clipping by a hair's breadth: the last of the top 20 % may differ."""
@@ -139,7 +139,7 @@ def test_an_update_is_that_of_the_cpu(settings):
         model = small_model().to(device)
         before = vector(model.parameters())
         metrics = prefix_rft.update(model, sgd(model.parameters()), hand_rollouts(),
-                                    flags(**settings))
+                                    flags(**settings), **learning(settings.get("method")))
         return vector(model.parameters()) - before, metrics
 
     (cpu, _), (gpu, metrics) = change("cpu"), change(CUDA)

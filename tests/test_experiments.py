@@ -355,7 +355,7 @@ def test_hpt_is_sft_where_all_fail(small_world, small_base):
 
     told = hpt.demonstrate_failures(wrong, [problem], 2)
     before = copy.deepcopy(model)
-    metrics = prefix_rft.update(model, optimizer, told, flags, None, **hpt.VARIANT)
+    metrics = prefix_rft.update(model, optimizer, told, flags, None, **hpt.VARIANT["learning"])
     logp, _ = response_stats(before, [(problem["prompt"], problem["demos"][0])])
     (-logp.sum() / (2 * flags.max_new_tokens)).backward()
     scale = max(1.0, metrics["grad_norm"])                                 # clipped to norm 1

@@ -1,5 +1,6 @@
 """prefix_rft.py: functions against naive loops, the whole update against a textbook in float64, the
-definition of every relative, whole runs."""
+definition of every method, whole runs. The relatives have test_relatives.py; their steps are here,
+beside those they are confused with."""
 
 import copy
 import functools
@@ -18,10 +19,11 @@ import idft
 import prefix_rft
 import toy
 from eval import InputError, new_sampler, parse_flags, stop_ids
+from experiments import relatives
 from experiments.gradients import gradient
 from prefix_rft import (METHODS, Flags, Rollout, advantages, check, describe, entropy_clip,
                         policy_loss, prefix_length, prefix_window, prepare_problems,
-                        sample_rollouts, token_loss, update)
+                        sample_rollouts, update)
 from sampler import Sample
 
 
@@ -31,8 +33,7 @@ from sampler import Sample
     ("cosine", (0.95, 0.95), (0.5, 0.95), (0.05, 0.95)),
     ("linear", (0.95, 0.95), (0.5, 0.95), (0.05, 0.95)),
     ("uniform", (0.05, 0.95), (0.05, 0.95), (0.05, 0.95)),
-    ("binomial", (0.95, 0.95), (0.1103, 0.1103), (0, 0)),       # down along a cosine in 60 %
-    ("full", (1, 1), (1, 1), (1, 1)), ("none", (0, 0), (0, 0), (0, 0))])
+    ("none", (0, 0), (0, 0), (0, 0))])
 def test_window(schedule, start, middle, end):
     for step, window in ((0, start), (50, middle), (100, end), (1000, end)):
         found = prefix_window(step, 100, schedule=schedule)
@@ -49,8 +50,6 @@ def test_window_between_and_settings():
     how = {"high": 0.8, "low": 0.6, "low_end": 0.2}
     assert prefix_window(0, 10, **how) == pytest.approx((0.6, 0.8))
     assert prefix_window(10, 10, **how) == pytest.approx((0.2, 0.8))
-    for step, p in ((30, 0.5), (60, 0.05), (61, 0)):
-        assert prefix_window(step, 100, schedule="binomial") == pytest.approx((p, p))
     with pytest.raises(ValueError, match="no schedule 'step'"):
         prefix_window(0, 10, schedule="step")
 
@@ -163,19 +162,30 @@ def test_policy_loss_against_a_loop_in_float64(clip):
     assert (held == 0) == (clip > 1)
 
 
-def test_prefix_losses_against_the_formulas():
-    logp, old_logp, adv = -3 * torch.rand(40), -3 * torch.rand(40), torch.randn(40)
-    prefix = torch.arange(40) < 25
-    p = logp.exp()
-    for how, slope in (("sft", -adv), ("luffy", -adv * 0.1 * p / (p + 0.1) ** 2)):
-        ours = logp.clone().requires_grad_()
-        loss, held = token_loss(ours, old_logp, adv, prefix, how)
+@pytest.mark.parametrize("log_ratio", [-1000, -100, -1, 0, 0.1, 1, 100, 1000, math.inf, -math.inf])
+@pytest.mark.parametrize("clip", [0.2, 1.5, 1e9])
+def test_policy_loss_where_the_ratio_overflows(log_ratio, clip):
+    """0 for an advantage of 0; else PPO's formula, even where the ratio is infinite. A NaN of a
+    broken model is not hidden."""
+    for A in (-2.0, 0.0, 2.0):
+        for old in (0.0, -3.0):
+            logp = torch.tensor([old + log_ratio], requires_grad=True)
+            loss = policy_loss(logp, torch.tensor([old]), torch.tensor([A]), clip)
+            loss.sum().backward()
+            with np.errstate(over="ignore"):
+                ratio = np.exp(np.float32(log_ratio))
+            clipped = min(max(ratio, 1 - clip), 1 + clip)
+            moves = A != 0 and (ratio <= clipped if A > 0 else ratio >= clipped)
+            expected = -min(ratio * A, clipped * A) if A else 0
+            assert loss.item() == pytest.approx(expected, rel=1e-4)
+            assert logp.grad.item() == pytest.approx(-ratio * A if moves else 0, rel=1e-4)
+    broken = policy_loss(torch.tensor([math.nan]), torch.zeros(1), torch.ones(1), clip)
+    assert broken.isnan().all()
+    one, other = (torch.tensor([x], requires_grad=True) for x in (-math.inf, math.nan))
+    for logp in (one, other):
+        loss = policy_loss(logp, torch.tensor([-math.inf]), torch.zeros(1), clip)
         loss.sum().backward()
-        expected = -adv * logp if how == "sft" else -adv * p / (p + 0.1)
-        torch.testing.assert_close(loss.detach()[:25], expected[:25])
-        torch.testing.assert_close(ours.grad[:25], slope[:25])
-        assert torch.equal(loss[25:], policy_loss(ours, old_logp, adv)[25:])
-        assert not held[:25].any() and held[25:].any()
+        assert loss == 0 and logp.grad == 0
 
 
 # ---- the whole update, on rollouts written by hand ----------------------------------------------
@@ -202,8 +212,19 @@ def hand_rollouts(seed=0, hybrids=1):
 
 
 def flags(**settings):
+    settings = {**relatives.METHODS.get(settings.get("method"), {}), **settings}
     return Flags(**{"n": N, "lr": 1.0, "max_new_tokens": ROOM, "steps": 10, "mini_batches": 1,
                     **settings})
+
+
+def starting(method):
+    """The functions with which a relative replaces those of sample_rollouts."""
+    return relatives.VARIANTS.get(method, {}).get("starting", {})
+
+
+def learning(method):
+    """The functions with which a relative replaces those of update."""
+    return relatives.VARIANTS.get(method, {}).get("learning", {})
 
 
 def sgd(parameters):
@@ -218,7 +239,8 @@ def moved_by(model, rollouts, flags, make=sgd):
     """What update() adds to the weights, as one vector, and its metrics."""
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
-    metrics = update(other, make(other.parameters()), copy.deepcopy(rollouts), flags, generator)
+    metrics = update(other, make(other.parameters()), copy.deepcopy(rollouts), flags, generator,
+                     **learning(flags.method))
     change = [(q - p).flatten() for p, q in zip(model.parameters(), other.parameters())]
     return torch.cat(change).detach(), metrics
 
@@ -242,10 +264,10 @@ def textbook(model, rollouts, flags, make=sgd):
     groups = [rollouts[i:i + N] for i in range(0, len(rollouts), N)]
     with torch.no_grad():
         sampled = {id(r): look(model, r, flags.temperature) for r in rollouts}
-    size = math.ceil(len(groups) / flags.mini_batches)
+    bounds = [len(groups) * k // flags.mini_batches for k in range(flags.mini_batches + 1)]
     held = 0
-    for first in range(0, len(groups), size):
-        mini_batch = [(r, group) for group in groups[first:first + size] for r in group]
+    for first, last in zip(bounds, bounds[1:]):
+        mini_batch = [(r, group) for group in groups[first:last] for r in group]
 
         # Which prefix tokens of the mini-batch are learnt from.
         places = [(id(r), t) for r, _ in mini_batch for t in range(r.prefix_length)]
@@ -272,9 +294,9 @@ def textbook(model, rollouts, flags, make=sgd):
                     A = r.reward - (sum(plain) / len(plain) if plain else 0)
                 ratio = torch.exp(logp - sampled[id(r)][t][0])
                 clipped = ratio.clamp(1 - flags.clip_ratio, 1 + flags.clip_ratio)
-                if given and flags.prefix_loss == "sft":
+                if given and flags.method in ("static", "uft"):
                     loss = loss - 0.001 * logp
-                elif given and flags.prefix_loss == "luffy":
+                elif given and flags.method == "luffy":
                     loss = loss - A * logp.exp() / (logp.exp() + 0.1)
                 elif not given or (id(r), t) in kept:
                     loss = loss - torch.minimum(ratio * A, clipped * A)
@@ -291,13 +313,13 @@ def textbook(model, rollouts, flags, make=sgd):
 
 ARMS = [{}, {"keep": 0.5}, {"prefix_loss": "all"}, {"prefix_loss": "none"}, {"temperature": 0.7},
         {"prefix_loss": "bottom"}, {"prefix_loss": "random"}, {"advantage": "code"},
-        {"prefix_loss": "sft"}, {"prefix_loss": "luffy"},
-        {"prefix_loss": "luffy", "advantage": "code"}, {"hybrids": 4, "prefix_loss": "sft"},
+        {"method": "static"}, {"method": "luffy", "clip_ratio": 0.2},
+        {"method": "luffy", "advantage": "code"}, {"method": "uft", "hybrids": 4},
         {"hybrids": 0, "schedule": "none"}]
 # Steps so large that the ratio is far from 1 and the clip holds back.
 SEVERAL = [{"mini_batches": 5, "lr": 3.0, **more} for more in (
-    {}, {"advantage": "code", "prefix_loss": "all"}, {"prefix_loss": "luffy", "clip_ratio": 1e9},
-    {"prefix_loss": "random"}, {"mini_batches": 2, "temperature": 0.7})]
+    {}, {"advantage": "code", "prefix_loss": "all"}, {"method": "luffy"},
+    {"method": "static"}, {"prefix_loss": "random"}, {"mini_batches": 2, "temperature": 0.7})]
 
 
 def name_of(settings):
@@ -320,7 +342,7 @@ def test_update_against_the_textbook(number):
     moved, metrics = moved_by(model, rollouts, f)
     assert (moved - expected).norm() < 1e-4 * expected.norm() and expected.norm() > 1e-3
     assert (held > 0) == (settings in SEVERAL and f.clip_ratio < 1)
-    if f.prefix_loss not in ("sft", "luffy"):
+    if f.method != "static":                                    # which has no ratio in its prefix
         assert metrics["clipped_tokens"] == held
 
     # Every micro-batching is the same, and so is another optimizer.
@@ -373,13 +395,17 @@ def test_limits_collapse_into_each_other():
     # Without hybrids every setting is RFT.
     plain = hand_rollouts(hybrids=0)
     rft = moved_by(model, plain, flags(prefix_loss="none"))[0]
-    for settings in ({}, {"prefix_loss": "sft"}, {"prefix_loss": "luffy"}, {"advantage": "code"}):
+    for settings in ({}, {"method": "static"}, {"method": "luffy"}, {"advantage": "code"}):
         assert (rft - moved_by(model, plain, flags(**settings))[0]).norm() <= 1e-6 * rft.norm()
 
 
 def test_mini_batches_are_whole_groups_and_skip_what_teaches_nothing():
     model, rollouts = small_model(), hand_rollouts()
     assert moved_by(model, rollouts, flags(mini_batches=5))[1]["updates"] == 3  # not 0, not 3
+    teaching = rollouts[N:3 * N] + 2 * rollouts[4 * N:]
+    for count in (1, 2, 3, 4):                                  # 3 do not divide 4 groups
+        update_many = moved_by(model, teaching, flags(mini_batches=count))[1]
+        assert update_many["updates"] == count
     one_group = moved_by(model, rollouts[N:2 * N], flags())[0]
     two = moved_by(model, rollouts[:2 * N], flags(mini_batches=2))[0]
     assert (two - one_group).norm() < 1e-5 * one_group.norm() and one_group.norm() > 1e-2
@@ -445,7 +471,8 @@ def roll(base, problems, step=0, **settings):
     model, tokenizer = base
     f = flags(**{"max_new_tokens": 48, "batch": len(problems), **settings})
     sampler, _ = new_sampler(model, [p["prompt"] for p in problems], f.max_new_tokens, 16)
-    return sample_rollouts(sampler, tokenizer, problems, f, step, stop_ids(model, tokenizer))
+    return sample_rollouts(sampler, tokenizer, problems, f, step, stop_ids(model, tokenizer),
+                           **starting(f.method))
 
 
 def starts(small_base, problems, step=0, **settings):
@@ -454,7 +481,7 @@ def starts(small_base, problems, step=0, **settings):
         return [Sample([small_base[1].eos_token_id], [0.0], [0.0], True) for _ in contexts]
 
     f = flags(**{"max_new_tokens": 48, **settings})
-    return sample_rollouts(sampler, small_base[1], problems, f, step, [])
+    return sample_rollouts(sampler, small_base[1], problems, f, step, [], **starting(f.method))
 
 
 @pytest.mark.parametrize("step", [0, 5, 9])
@@ -477,7 +504,7 @@ def test_rollouts_start_with_the_demonstration(small_base, step):
             assert math.floor(low * len(demo)) - 1 <= r.prefix_length <= longest
         else:
             assert r.prefix_length == 0
-        assert r.finished == (r.response[-1] == tokenizer.eos_token_id) and r.entropy > 0
+        assert r.finished == (r.response[-1] == tokenizer.eos_token_id) and r.mean_entropy > 0
         text = tokenizer.decode(r.response, skip_special_tokens=True)
         assert not r.reward or (r.finished and f"\\boxed{{{r.answer}}}" in text)
     assert step > 0 or sum(r.reward for r in rollouts) > 0      # a word from the end of a solution
@@ -537,39 +564,22 @@ def test_a_demonstration_without_room_to_end_is_left_out_and_said(small_base, ca
     assert [len(p["demos"]) for p in fitting] == [len(p["demos"][0]) <= room for p in everything]
     assert [p["prompt"] for p in fitting] == [p["prompt"] for p in everything]
     assert everything[0]["demos"][0][-1] == tokenizer.eos_token_id
-    for how in (METHODS["prefix_rft"], METHODS["luffy"]):
-        for r in roll(small_base, fitting, max_new_tokens=room, **how):
+    for method in ("prefix_rft", "luffy"):
+        for r in roll(small_base, fitting, max_new_tokens=room, method=method):
             assert r.demo_length <= room
 
 
-# ---- the relatives: a test for each that fails for its neighbour ---------------------------------
+# ---- the methods: a test for each that fails for its neighbour -----------------------------------
 
 def hybrid_counts(rollouts):
     """How many of the rollouts of every problem start from a demonstration."""
     return [sum(r.demo_length > 0 for r in rollouts[i:i + N]) for i in range(0, len(rollouts), N)]
 
 
-def test_uft_hints_every_rollout_by_a_binomial_and_static_one_by_a_window(small_base):
-    """Of five slices of the demonstration each is given with probability p."""
-    problems = problems_of(small_base[1], 30)
-    static = starts(small_base, problems, **METHODS["static"])
-    assert hybrid_counts(static) == [1] * 30
-    for step, p in ((0, 0.95), (3, 0.5), (6, 0.05), (7, 0.0)):
-        uft = starts(small_base, 20 * problems, step, **METHODS["uft"])
-        assert hybrid_counts(uft) == [N] * 600
-        slices = []
-        for i in range(0, len(uft), N):
-            assert len({r.prefix_length for r in uft[i:i + N]}) == 1        # one hint a problem
-            r = uft[i]
-            possible = [min(round(k / 5 * r.demo_length), r.demo_length - 1) for k in range(6)]
-            slices.append(possible.index(r.prefix_length))
-        for k in range(6):
-            expected = 600 * math.comb(5, k) * p ** k * (1 - p) ** (5 - k)
-            assert abs(slices.count(k) - expected) < 5 * expected ** 0.5 + 1
-
-
 def test_prefix_rl_starts_all_rollouts_of_half_of_the_problems_and_frozen_one_of_each(small_base):
+    """And DR-PO all of all."""
     problems = problems_of(small_base[1], 60)
+    assert hybrid_counts(starts(small_base, problems, **METHODS["dr_po"])) == [N] * 60
     assert hybrid_counts(starts(small_base, problems, **METHODS["frozen"])) == [1] * 60
     for step in (0, 9):                                         # uniform throughout
         rollouts = starts(small_base, problems, step, **METHODS["prefix_rl"])
@@ -577,40 +587,11 @@ def test_prefix_rl_starts_all_rollouts_of_half_of_the_problems_and_frozen_one_of
         assert set(counts) == {0, N} and 15 < counts.count(N) < 45
         shares = [r.prefix_length / r.demo_length for r in rollouts if r.demo_length]
         assert min(shares) < 0.25 and max(shares) > 0.75
-    for method in ("frozen", "prefix_rl"):                      # and neither learns from a prefix
+    for method in ("frozen", "prefix_rl", "dr_po"):             # and none learns from a prefix
         rollouts = hand_rollouts()
         update(small_model(), sgd(small_model().parameters()), rollouts, flags(**METHODS[method]))
         assert not any(r.adv[:r.prefix_length].any() for r in rollouts)
         assert any(r.adv[r.prefix_length:].any() for r in rollouts if r.prefix_length)
-
-
-def test_luffy_rolls_out_the_whole_demonstration_and_has_no_clip(small_base):
-    problems = problems_of(small_base[1])
-    for r, problem in zip(roll(small_base, problems, **METHODS["luffy"])[N - 1::N], problems):
-        assert r.response == problem["demos"][0] and r.prefix_length == r.demo_length
-        assert r.finished and r.reward == 1
-    wrong = problems_of(small_base[1], answer=lambda row: "wrong")
-    rollouts = roll(small_base, wrong, **METHODS["luffy"])
-    assert all(r.reward == 0 for r in rollouts)
-
-    # Its two baselines, on rewards 0, 1, 0 of its own and 1 of the demonstration.
-    model, f = small_model(), METHODS["luffy"]
-    group = hand_rollouts(hybrids=0)[N:2 * N]
-    for r, reward in zip(group, (0.0, 1.0, 0.0, 1.0)):
-        r.reward = reward
-    group[-1].prefix_length = group[-1].demo_length = len(group[-1].response)
-    for kind, worth in (("paper", (-0.5, 0.5, -0.5, 0.5)), ("code", (-1/3, 2/3, -1/3, 2/3))):
-        rollouts = copy.deepcopy(group)
-        update(copy.deepcopy(model), sgd(model.parameters()), rollouts, flags(**f, advantage=kind))
-        for r, adv in zip(rollouts, worth):
-            torch.testing.assert_close(r.adv, torch.full((len(r.response),), adv))
-
-    # With several mini-batches its ratio is not held back; that of its neighbours is.
-    clipped = {}
-    for name in ("luffy", "static", "prefix_rft"):
-        f = flags(mini_batches=5, lr=3.0, **METHODS[name])
-        clipped[name] = moved_by(model, hand_rollouts(), f)[1]["clipped_tokens"]
-    assert clipped["luffy"] == 0 < min(clipped["static"], clipped["prefix_rft"])
 
 
 def test_describe_and_show(small_base, capsys):
@@ -624,18 +605,18 @@ def test_describe_and_show(small_base, capsys):
     assert about["prefix_share"] == pytest.approx(np.mean(shares))
     assert about["overlong"] == pytest.approx(np.mean([not r.finished for r in rollouts]))
     assert about["tokens"] + about["prefix_tokens"] == sum(len(r.response) for r in rollouts)
-    assert about["entropy"] == pytest.approx(np.mean([r.entropy for r in rollouts]))
+    assert about["entropy"] == pytest.approx(np.mean([r.mean_entropy for r in rollouts]))
     nothing = describe(plain)
     assert math.isnan(nothing["reward_hybrid"]) and math.isnan(nothing["prefix_share"])
-    luffy = roll(small_base, problems_of(small_base[1]), **METHODS["luffy"])
-    wrote = [r.entropy for r in luffy if not r.demo_length]     # a demonstration has none
+    luffy = roll(small_base, problems_of(small_base[1]), method="luffy")
+    wrote = [r.mean_entropy for r in luffy if not r.demo_length]     # a demonstration has none
     assert describe(luffy)["entropy"] == pytest.approx(np.mean(wrote))
 
     for r in rollouts:
         r.reward = float(r.demo_length > 0)
     update(copy.deepcopy(small_base[0]), sgd(small_base[0].parameters()), rollouts,
            flags(keep=0.2, max_new_tokens=48))
-    prefix_rft.show_rollout(small_base[1], rollouts, "here")
+    prefix_rft.show_rollouts(small_base[1], rollouts, "here")
     title, shown = capsys.readouterr().out.splitlines()
     assert "here" in title and "reward 1, advantage +0.75" in title
     before, after = shown.split(" | ")
@@ -644,7 +625,16 @@ def test_describe_and_show(small_base, capsys):
     texts = [" ".join(decode([t]) for t in r.response) for r in rollouts]
     unmarked = (before + " " + after).strip()
     assert any(len(text.split()) == len(unmarked.split()) for text in texts)
-    assert prefix_rft.show_rollout(small_base[1], plain, "here") is None    # nothing to show
+
+    # One of its problems right by a plain rollout alone: a failed hybrid follows the success.
+    rollouts[0].reward, rollouts[N - 1].reward = 1.0, 0.0
+    update(copy.deepcopy(small_base[0]), sgd(small_base[0].parameters()), rollouts,
+           flags(keep=1.0, max_new_tokens=48))
+    prefix_rft.show_rollouts(small_base[1], rollouts, "here")
+    titles = capsys.readouterr().out.splitlines()[::2]
+    assert [title.split("; ")[1] for title in titles] == ["reward 1, advantage +0.75",
+                                                          "reward 0, advantage -0.25"]
+    prefix_rft.show_rollouts(small_base[1], plain, "here")                  # nothing to show
     assert capsys.readouterr().out == ""
 
 
@@ -689,7 +679,7 @@ def test_two_runs_with_one_seed_are_one_and_one_sampler_serves_all(world, tmp_pa
     run_here(prefix_rft, *argv, "--out", tmp_path / "one", "--resume")
     assert logged(tmp_path / "one") == rows
     for more, sentence in ((["--resume"], "has --method prefix_rft"), ([], "already holds")):
-        assert sentence in refusal(capsys, prefix_rft, *argv, "--method", "luffy",
+        assert sentence in refusal(capsys, prefix_rft, *argv, "--method", "dr_po",
                                    "--out", tmp_path / "one", *more)
 
 
@@ -713,9 +703,7 @@ def test_every_method_trains(world, tmp_path, method):
     assert {key: saved[key] for key in METHODS[method]} == METHODS[method]
     assert (first["reward_hybrid"] is None) == (method == "rft")
     assert math.isfinite(second["loss"]) and math.isfinite(second["grad_norm"])
-    if method == "luffy":
-        assert first["reward_hybrid"] == 1 and first["prefix_share"] == 1
-    if method not in ("rft", "prefix_rl"):
+    if method not in ("rft", "prefix_rl", "dr_po"):
         assert first["updates"] > 0 and first["grad_norm"] > 0
 
 
@@ -725,8 +713,8 @@ def test_a_real_model_on_real_text(tiny_checkpoint, tmp_path, capsys):
     (tmp_path / "train.jsonl").write_text("".join(lines[:8]))
     (tmp_path / "test.jsonl").write_text("".join(lines[8:]))
     out = tmp_path / "run"
-    run_here(prefix_rft, *arguments(tmp_path, model=tiny_checkpoint, steps=2, max_new_tokens=80,
-                                    eval_data=tmp_path / "test.jsonl", method="uft", out=out))
+    run_here(relatives, *arguments(tmp_path, model=tiny_checkpoint, steps=2, max_new_tokens=80,
+                                   eval_data=tmp_path / "test.jsonl", method="uft", out=out))
     shown = capsys.readouterr().out
     assert "before   after" in shown and "test" in shown and "longer" not in shown
     rows = logged(out)
@@ -759,9 +747,12 @@ def test_rft_after_sft_starts_from_the_checkpoint_of_idft(world, tmp_path):
     ({"n": 1}, "--n 1 is out of range"),
     ({"hybrids": 5}, "--hybrids 5 is more than --n 4"),
     ({"hybrids": 0}, "--hybrids 0 contradicts --schedule cosine"),
+    ({"method": "rft", "hybrids": 1}, "--hybrids 1 contradicts --schedule none"),
     ({"method": "rft", "schedule": "linear"}, "--hybrids 0 contradicts --schedule linear"),
-    ({"method": "luffy", "hybrids": -1}, "need a rollout without a prefix: lower --hybrids -1"),
-    ({"advantage": "code", "hybrids": 4}, "need a rollout without a prefix: lower --hybrids 4"),
+    ({"method": "luffy"}, "invalid choice: 'luffy'"),
+    ({"advantage": "code", "hybrids": 4}, "needs a plain rollout: lower --hybrids 4"),
+    ({"advantage": "code", "method": "dr_po"}, "needs a plain rollout: lower --hybrids -1"),
+    ({"mini_batches": 5}, "--mini_batches 5 is more than --batch 4"),
     ({"max_new_tokens": 8192}, "--max_new_tokens 8192: beside the longest prompt the model reads"),
     ({"data": "no.jsonl"}, "no.jsonl cannot be read"),
     ({"eval_data": "no.jsonl"}, "no.jsonl cannot be read"),
@@ -796,10 +787,10 @@ def test_defaults_are_the_papers_a_method_sets_its_row_and_what_is_typed_wins(ca
         assert {key: getattr(found, key) for key in row} == row
         assert found.lr == prefix_rft.TOY["lr"]
         check(found, [{"solution": "s"}])
-    assert parse("--method", "uft", "--schedule", "linear").schedule == "linear"
+    assert parse("--method", "dr_po", "--schedule", "linear").schedule == "linear"
     assert parse("--lr", "0.5").lr == 0.5
     with pytest.raises(SystemExit):                             # --help knows all of them
         parse("--help")
     shown = " ".join(capsys.readouterr().out.split())
     assert f"; toy: {prefix_rft.TOY['lr']} (default: 1e-06)" in shown
-    assert "uft: binomial" in shown and "luffy: full" in shown
+    assert "rft: none" in shown and "prefix_rl: uniform" in shown

@@ -1,0 +1,110 @@
+"""
+relatives.py - relatives of Prefix-RFT that need code of their own: LUFFY, UFT, a static weight.
+
+The loop is that of prefix_rft.py; a relative replaces some of its functions (VARIANTS):
+
+    starting    arguments of sample_rollouts: prefix_window, prefix_length
+    learning    arguments of update: entropy_clip, and prefix_loss(logp, adv) -> the loss of the
+                prefix tokens, where the others keep policy_loss
+
+    static     0.001 on -log p of the whole prefix, whatever the reward (2507.01679, Table 8)
+    luffy      https://arxiv.org/abs/2504.14945: one of the n rollouts is a whole demonstration. Its
+               tokens get p / (p + 0.1) in the place of the ratio; nothing is clipped. LUFFY's code
+               takes its baseline from the plain rollouts alone: --advantage code
+    uft        https://arxiv.org/abs/2505.16984: all n rollouts start from one hint, which learns by
+               the static weight. UFT's code averages over the tokens of a hint; here they are
+               divided like all others
+
+    python -m experiments.relatives --method luffy
+    python -m experiments.relatives --method uft --data train.jsonl --model Qwen/Qwen2.5-0.5B
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import prefix_rft
+from eval import InputError, flag, run_script
+from prefix_rft import TOY
+
+# The flags of each. prefix_loss "all": no entropy clipping. schedule "none": the start is its own.
+METHODS = {
+    "static": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "all"},
+    "luffy": {"schedule": "none", "hybrids": 1, "prefix_loss": "all", "clip_ratio": 1e9},
+    "uft": {"schedule": "none", "hybrids": -1, "prefix_loss": "all"},
+}
+STATIC_WEIGHT = 0.001                   # of -log p, in static and uft
+
+
+# ---- how a rollout starts -----------------------------------------------------------------------
+
+def whole_length(demo_length, low, high, rng):
+    """LUFFY: the demonstration is the rollout, and nothing is left to write. As prefix_length."""
+    return demo_length
+
+
+def hint_window(step, total_steps, high=0.95, low_end=0.05, schedule="none"):
+    """UFT: the probability p of a hint, twice; p falls from high to low_end along a cosine in 60 %
+    of the steps, then is 0. As prefix_window."""
+    progress = step / total_steps
+    if progress > 0.6:
+        return 0.0, 0.0
+    p = low_end + (high - low_end) * 0.5 * (1 + math.cos(math.pi * progress / 0.6))
+    return p, p
+
+
+def hint_length(demo_length, low, high, rng):
+    """UFT: as many fifths of the demonstration as five coins of probability low say; something is
+    left to write. As prefix_length."""
+    fifths = rng.binomial(5, low)
+    return min(round(fifths / 5 * demo_length), demo_length - 1)
+
+
+# ---- what the prefix teaches --------------------------------------------------------------------
+
+def static_advantage(adv, prefix, entropy, keep, how, generator):
+    """The advantage of a prefix token is STATIC_WEIGHT, whatever the reward. As entropy_clip."""
+    return adv.masked_fill(prefix, STATIC_WEIGHT)
+
+
+def static_loss(logp, adv):
+    """-A log p, so A is the weight of SFT's loss."""
+    return -adv * logp
+
+
+def shaped_loss(logp, adv):
+    """LUFFY: -A p / (p + 0.1), without importance ratio."""
+    p = logp.exp()
+    return -adv * p / (p + 0.1)
+
+
+VARIANTS = {
+    "static": {"learning": {"entropy_clip": static_advantage, "prefix_loss": static_loss}},
+    "luffy": {"starting": {"prefix_length": whole_length},
+              "learning": {"prefix_loss": shaped_loss}},
+    "uft": {"starting": {"prefix_window": hint_window, "prefix_length": hint_length},
+            "learning": {"entropy_clip": static_advantage, "prefix_loss": static_loss}},
+}
+
+
+# ---- flags and main -----------------------------------------------------------------------------
+
+@dataclass
+class Flags(prefix_rft.Flags):
+    out: str = flag("runs/relatives", "directory for metrics.jsonl and checkpoint/")
+    method: Literal[tuple(METHODS)] = flag("luffy", "which relative")
+
+
+def main(flags):
+    for name in ("schedule", "prefix_loss"):
+        own = METHODS[flags.method][name]
+        if getattr(flags, name) != own:
+            raise InputError(f"--{name}: --method {flags.method} has its own, leave the flag away")
+    if flags.method == "luffy" and flags.hybrids in (-1, flags.n):
+        raise InputError("--method luffy needs a rollout without a demonstration: lower --hybrids "
+                         f"{flags.hybrids}")
+    prefix_rft.main(flags, **VARIANTS[flags.method])
+
+
+if __name__ == "__main__":
+    run_script(main, Flags, TOY, METHODS)
