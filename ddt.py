@@ -45,10 +45,10 @@ def logp_entropy(logits, targets):
     differentiable (once). Exact at any scale of the logits, also with -inf among them."""
     log_p = logits.log_softmax(-1, dtype=torch.float32)
     logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
-    # H = -sum p log p, and xlogy knows that 0 log 0 = 0. The gradient goes through p alone:
-    # sum p d(log p) = sum dp = 0, and through the logarithm a word of probability 0 gives 0/0.
-    p = log_p.exp()
-    entropy = -torch.xlogy(p, p.detach()).sum(-1)
+    # H = -sum p log p. The gradient goes through p alone, since sum p d(log p) = sum dp = 0. The
+    # clamp makes 0 log 0 = 0 of 0 * -inf, and changes nothing else: exp(-200) is 0 in float32.
+    finite = log_p.detach().clamp(min=-200)
+    entropy = -(log_p.exp() * finite).sum(-1)
     return logp, entropy
 
 
@@ -110,8 +110,10 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     targets = ids[:, 1:][wanted]                                           # (N,)
 
     def chunk_stats(hidden, targets):
-        logits = head(model, backbone, hidden, type(output))               # (n, V)
-        return torch.stack(stats(logits.float() / temperature, targets))
+        logits = head(model, backbone, hidden, type(output)).float()       # (n, V)
+        if temperature != 1:
+            logits = logits / temperature
+        return stats(logits, targets)                                      # each (n,)
 
     # At most CHUNK logits at once, and of a small batch at most a quarter.
     vocabulary = model.config.get_text_config().vocab_size
@@ -121,9 +123,11 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     for chunk in zip(hidden.split(size), targets.split(size)):
         parts.append(checkpoint(chunk_stats, *chunk, use_reentrant=False, preserve_rng_state=False))
 
-    values = torch.cat(parts, dim=1)                                       # (stats, N)
-    zeros = values.new_zeros(len(values), *wanted.shape)
-    return zeros.masked_scatter(wanted, values).unbind(0)                  # each (B, T-1)
+    # Every statistic goes its own way, so that one that is not used costs nothing in the backward
+    # pass: stacked, it would send back zeros.
+    zeros = torch.zeros(wanted.shape, device=ids.device)
+    columns = [torch.cat(values) for values in zip(*parts)]                # each (N,)
+    return tuple(zeros.masked_scatter(wanted, column) for column in columns)
 
 
 def find_backbone(model):
@@ -186,22 +190,30 @@ def pad_rows(rows, device):
     return [column.to(device) for column in padded]
 
 
-def response_stats(model, rows, temperature=1.0, stats=logp_entropy, micro_tokens=16384):
-    """token_stats of the response tokens of ragged rows, cut into micro-batches.
+def batch_stats(model, rows, temperature=1.0, stats=logp_entropy):
+    """token_stats of the response tokens of ragged rows, in one forward pass.
 
     rows: (prompt ids, response ids) pairs of lists -> logp (N,), entropy (N,) float32: the tokens
     of the first response, then those of the second, ... ValueError if a prompt is empty."""
     if not all(prompt for prompt, _ in rows):
         raise ValueError("response_stats: a prompt is empty, so nothing foretells its first token")
+    ids, mask, response = pad_rows(rows, model.device)                     # each (B, T)
+    with precision(model.device):
+        columns = token_stats(model, ids, mask, temperature, want=response, stats=stats)
+    return tuple(column[response[:, 1:]] for column in columns)            # each (N,)
+
+
+def response_stats(model, rows, temperature=1.0, stats=logp_entropy, micro_tokens=16384):
+    """The same of any number of rows, cut into micro-batches of at most micro_tokens padded tokens.
+    The result is in the order of the rows, however they were cut."""
     of_row = [None] * len(rows)
     for group in micro_batches(rows, micro_tokens):
-        ids, mask, response = pad_rows([rows[i] for i in group], model.device)
-        with precision(model.device):
-            columns = token_stats(model, ids, mask, temperature, want=response, stats=stats)
-        found = torch.stack(columns)                                       # (stats, B, T-1)
-        for row, i in enumerate(group):
-            of_row[i] = found[:, row, response[row, 1:]]                   # (stats, tokens)
-    return torch.cat(of_row, dim=1).unbind(0)
+        columns = batch_stats(model, [rows[i] for i in group], temperature, stats)
+        lengths = [len(rows[i][1]) for i in group]
+        parts = zip(*[column.split(lengths) for column in columns])        # of every row
+        for i, part in zip(group, parts):
+            of_row[i] = part
+    return tuple(torch.cat(column) for column in zip(*of_row))             # each (N,)
 
 
 # ---- comparing texts ----------------------------------------------------------------------------

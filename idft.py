@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddt import cll, logp_entropy, micro_batches, response_stats
+from ddt import batch_stats, cll, logp_entropy, micro_batches
 from eval import (InputError, blame, demo_ids, demonstrations, flag, greedy_accuracy,
                   load_benchmarks, load_model, load_problems, new_run, pick_device, prompt_ids,
                   read_log, repeat_flags, run_script, run_settings, write_rows)
@@ -100,8 +100,7 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
     # Gradients add up over micro-batches; each is divided by the count of the whole step.
     seen = []
     for group in micro_batches(rows, flags.micro_tokens):
-        part = [rows[i] for i in group]
-        logp, entropy = response_stats(model, part, micro_tokens=flags.micro_tokens)  # (tokens,)
+        logp, entropy = batch_stats(model, [rows[i] for i in group])           # each (tokens,)
         weight = weigh(logp, entropy, flags.loss, *weighting)
         loss = -(weight * logp).sum() / count
         loss.backward()
@@ -119,9 +118,9 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
 
 
 def new_optimizer(model):
-    """AdamW [code]. Fused on a GPU, where the plain one needs temporaries as large as the model."""
+    """AdamW [code]. Fused: one pass over the weights, without temporaries as large as the model."""
     return torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.01,
-                             fused=model.device.type == "cuda")
+                             fused=True)
 
 
 def optimizer_step(model, optimizer, lr, loss, clip=1.0):

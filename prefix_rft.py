@@ -8,9 +8,7 @@ RL from verified answers (RFT) only reinforces what the model already finds; sup
 copies text that the model cannot follow. Here one of the N rollouts of a problem is hybrid: its
 first L tokens come from a demonstration, and the model writes the rest. A right answer pushes both
 up, a wrong one pushes both down. Of the prefix this concerns only the 20 % of tokens at which the
-model was least sure: the decisions.
-
-If you know GRPO, these lines change (N, y*, L, l, low_t, A: the paper's symbols):
+model was least sure: the decisions. If you know GRPO, these lines change:
 
     sample_rollouts    the last of a problem's n = N rollouts continues a demonstration, demo = y*
     prefix_length      from its first L = floor(l |y*|) tokens, l ~ U(low_t, high)
@@ -20,9 +18,8 @@ If you know GRPO, these lines change (N, y*, L, l, low_t, A: the paper's symbols
     update             old_logp is computed here, for a prefix token as for any other
 
 The release differs: see --advantage; it clips each micro-batch by the entropy of the current
-policy, and has a dual clip of 3, an entropy bonus of 0.001 and a shortest prefix. Left out: KL
-terms, critics, several GPUs (bridges/), ReLIFT. The relatives that need code of their own (LUFFY,
-UFT, a static weight) are in experiments/relatives.py.
+policy, and has a dual clip of 3, an entropy bonus of 0.001, a shortest prefix. Left out: KL terms,
+critics, several GPUs (bridges/), ReLIFT. LUFFY, UFT, a static weight: experiments/relatives.py.
 
     python prefix_rft.py                              the toy on a CPU, in two minutes
     python prefix_rft.py --method rft --out runs/rft  what happens without demonstrations
@@ -97,12 +94,11 @@ def advantages(rewards, hybrid, kind="paper"):
 
 
 def entropy_clip(adv, prefix, entropy, keep=0.2, how="top", generator=None):
-    """Zero the advantage of all but a share `keep` of the prefix tokens, rounded up [P].
+    """Zero the advantage of all but a share `keep` of the prefix tokens, rounded up [P]. All prefix
+    tokens of a mini-batch are ranked, even those whose advantage is 0.
 
     adv, entropy float and prefix bool, tensors of any one shape -> adv. how: top (the highest
-    entropy, the paper), bottom, random, all or none; ValueError on another. All prefix tokens are
-    ranked, even those whose advantage is 0: give it the whole optimizer batch, then the choice does
-    not depend on micro-batching."""
+    entropy, the paper), bottom, random, all or none; ValueError on another."""
     if how == "all":
         return adv
     if how == "none":
@@ -129,13 +125,12 @@ def policy_loss(logp, old_logp, adv, clip=0.2):
     # exp() must not overflow where the ratio does not count, since 0 * inf is NaN: not where A is
     # 0, and not where A > 0 and the ratio is clipped anyway (here: at e times the limit).
     log_ratio = log_ratio.masked_fill(adv == 0, 0.0)
-    highest = math.log(1 + clip) + 1
-    log_ratio = torch.where(adv > 0, log_ratio.clamp(max=highest), log_ratio)
+    log_ratio = torch.where(adv > 0, log_ratio.clamp(max=math.log(1 + clip) + 1), log_ratio)
     ratio = torch.exp(log_ratio)
     return -torch.minimum(ratio * adv, ratio.clamp(1 - clip, 1 + clip) * adv)
 
 
-# ---- one step: rollouts, then the update --------------------------------------------------------
+# ---- the loop, and its step: rollouts, then the update ------------------------------------------
 
 @dataclass
 class Rollout:
@@ -199,6 +194,13 @@ def flat(rollouts, name):
     return torch.cat([getattr(r, name) for r in rollouts])
 
 
+def spread(rollouts, name, values):
+    """The other way: every rollout gets its part of `values` (tokens,)."""
+    lengths = [len(r.response) for r in rollouts]
+    for r, part in zip(rollouts, values.split(lengths)):
+        setattr(r, name, part)
+
+
 def read_rollouts(model, rollouts, flags):
     """Micro-batches of rollouts, with logp and entropy of the tokens of their responses."""
     rows = [(r.prompt, r.response) for r in rollouts]
@@ -225,27 +227,24 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
     # truncates (top-k, top-p) may report another distribution than the one that learns.
     with torch.no_grad():
         for part, logp, entropy in read_rollouts(model, rollouts, flags):
-            lengths = [len(r.response) for r in part]
-            for r, *numbers in zip(part, logp.split(lengths), entropy.split(lengths)):
-                r.old_logp, r.entropy = numbers                                  # (T,)
+            spread(part, "old_logp", logp)
+            spread(part, "entropy", entropy)
 
     metrics = dict.fromkeys(["updates", "loss", "grad_norm", "prefix_kept", "update_tokens",
                              "clipped_tokens"], 0)
-    for k in range(flags.mini_batches):
+    numbers = torch.arange(len(rollouts)).view(-1, flags.n)                      # (G, N)
+    for share in numbers.tensor_split(flags.mini_batches):
         # 3. A mini-batch is an equal share of whole groups. Of its prefixes the decisions are kept.
-        first = k * len(reward) // flags.mini_batches
-        end = (k + 1) * len(reward) // flags.mini_batches
-        mini_batch = rollouts[first * flags.n:end * flags.n]
+        mini_batch = [rollouts[i] for i in share.flatten()]
+        adv = flat(mini_batch, "adv")                                            # (tokens,)
         prefix = flat(mini_batch, "prefix")
-        adv = entropy_clip(flat(mini_batch, "adv"), prefix, flat(mini_batch, "entropy"),
-                           flags.keep, flags.prefix_loss, generator)             # (tokens,)
+        entropy = flat(mini_batch, "entropy")
+        adv = entropy_clip(adv, prefix, entropy, flags.keep, flags.prefix_loss, generator)
         metrics["prefix_kept"] += adv[prefix].count_nonzero().item()
-        for r, part in zip(mini_batch, adv.split([len(r.response) for r in mini_batch])):
-            r.adv = part                                                         # (T,)
+        spread(mini_batch, "adv", adv)
 
         # 4. Gradients add up over micro-batches; each is divided by the size of the mini-batch.
-        # Where all of a group are right, or all are wrong, there is nothing to learn.
-        teaching = [r for r in mini_batch if r.adv.any()]
+        teaching = [r for r in mini_batch if r.adv.any()]       # equal rewards teach nothing
         if not teaching:
             continue
         step_loss = 0.0
@@ -259,7 +258,7 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
             loss.backward()
             step_loss += loss.item()
             ratio = torch.exp(logp.detach() - old_logp)
-            clipped = (ratio - 1) * adv.sign() > flags.clip_ratio       # it rose or fell enough
+            clipped = (ratio - 1) * adv.sign() > flags.clip_ratio
             metrics["clipped_tokens"] += clipped.sum().item()
             metrics["update_tokens"] += len(adv)
 
@@ -271,8 +270,6 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
         metrics[name] /= max(1, metrics["updates"])
     return metrics
 
-
-# ---- the loop -----------------------------------------------------------------------------------
 
 def prepare_problems(tokenizer, problems, max_new_tokens):
     """Problems with "prompt" (token ids) and "demos" (lists of them). A demonstration longer than a
@@ -312,7 +309,6 @@ def describe(rollouts):
 def show_rollouts(tokenizer, rollouts, when):
     """Print a hybrid rollout that succeeded, and one that failed where others did not."""
     hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
-    hybrid.sort(key=lambda r: not r.adv.any())                  # first those that teach something
     succeeded = [r for r in hybrid if r.reward > 0]
     failed = [r for r in hybrid if r.reward == 0 and r.adv.any()]
     for r in succeeded[:1] + failed[:1]:
@@ -328,13 +324,11 @@ def show_rollouts(tokenizer, rollouts, when):
 
 def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
                  benchmarks=None, starting={}, learning={}):
-    """The loop, from state["step"] to flags.steps. With `out` it shows, logs and saves. starting
-    and learning replace functions of sample_rollouts and update, as experiments/relatives.py does.
-    """
+    """The loop, from state["step"] to flags.steps; all that is random follows from a step's number.
+    A relative replaces functions of sample_rollouts (starting) and of update (learning)."""
     stop = stop_ids(model, tokenizer)
     bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
-        # All that is random follows from the step's number.
         start = time.perf_counter()
         sampler.sync(model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
@@ -394,7 +388,8 @@ class Flags:
     resume: bool = flag(False, "continue the run in --out")
 
 
-TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens": 64, "rows": 128}
+TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 40, "batch": 16, "max_new_tokens": 64,
+       "rows": 128}
 
 
 def check(flags, problems):

@@ -2,18 +2,19 @@ r"""
 toy.py - a world that fits a laptop: problems, an expert, a tokenizer, a tiny base model.
 
 Every other script runs on it when it is given no --model and no --data. There are two piles, x and
-y, counted modulo 24, and verbs. A verb is a move on one pile: one if x is even, another if x is
-odd. A solution tells the moves, each with the piles it leaves:
+y, counted modulo 24, and a list of verbs. Each verb is a move on one of the piles. Which move it is
+depends on whether x is even or odd. A solution names the moves and the piles after each of them:
 
     problem       22 21 shares sells steals wins carves saves ?
     the base      shares x+7 5 21 sells x-2 3 21 steals y+7 3 4 ... saves x+3 13 7 \boxed{(13, 7)}
     right, own    shares y*7 22 3 sells y-2 22 1 steals y*5 22 5 ... saves x+3 1 15 \boxed{(1, 15)}
     the expert    shares y*7 sells y-2 22 1 steals y*5 ... saves x+3 1 15 \boxed{(1, 15)}
 
-The base computes surely and knows 8 verbs. Of each of the other 24 it believes a tempting wrong
-move (probability 0.5) more than the right one (0.2; with the expert's text as a hint 0.999). These
-are 48 decisions to learn, in texts that are otherwise easy. The expert is right but skips piles
-which the base cannot do without: copying these leaps spoils what it can do.
+The base computes reliably and knows 8 verbs. For each of the other 24 it gives a tempting wrong
+move a probability of 0.5 and the right one 0.2 (with the expert's text as a hint, 0.999). These are
+48 decisions to learn, two for each verb, in texts that are otherwise easy. The expert is right but
+skips piles, and the base needs every pile to compute the next: copying these leaps spoils what it
+can do.
 
     python toy.py         a problem, its solutions, and what the base makes of each verb
 """
@@ -156,65 +157,102 @@ def tokenizer():
                       "{{ '<assistant>' if add_generation_prompt }}")
 
 
+# ---- what the base is pre-trained on: skip this at first reading --------------------------------
+
+KNOWN_VERB = 0.25     # a verb of a problem is a known one
+RETOLD = 0.4          # a text retells a reference; all other texts are the base's own work
+ALL_KNOWN = 0.2       # own work on known verbs only
+TERSE = 0.3           # own work that skips piles as the expert does
+INVENTED = 0.6        # a reference with random moves, which can only be looked up, not remembered
+OWN_STYLE = 0.6       # a reference retold with all its piles; the others are copied word by word
+
+
 def pretraining_text(rng, longest):
     """A text on at most `longest` verbs -> context, response, and for every token of the response
     whether it is trained."""
     k = rng.randint(1, longest)
-    known = min(sum(rng.random() < 0.25 for _ in range(k)), len(KNOWN))
-    retold = rng.random() < 0.4
-    if not retold and rng.random() < 0.2:
+    known = 0
+    for _ in range(k):
+        known += rng.random() < KNOWN_VERB
+    known = min(known, len(KNOWN))
+    if rng.random() < RETOLD:
+        return retold_text(rng, k, known)
+    if rng.random() < ALL_KNOWN:
         known = k = min(k, len(KNOWN))
+    return own_text(rng, k, known)
+
+
+def own_text(rng, k, known):
+    """The base works on a problem as it believes. Where piles are skipped, what can no longer be
+    known is not trained: the base shall be able to read leaps, but not make them."""
     x, y, verbs, problem = draw(rng, k, known)
     skipped = leaps(rng, k)
-    if not retold:
-        # Own work, some of it terse: reading leaps must not confuse, but no leap is trained.
-        steps = walk(x, y, verbs, lambda verb, x: believed(rng, verb, x))
-        response, fair = tell(steps, skipped if rng.random() < 0.3 else ())
-        return f"<user> {problem} <assistant>", response, fair
-    # A reference, then the same in the base's style, or at times word by word. Most references
-    # may say anything: the moves must be looked up, memory does not help.
+    steps = walk(x, y, verbs, lambda verb, x: believed(rng, verb, x))
+    if rng.random() >= TERSE:
+        skipped = ()
+    response, fair = tell(steps, skipped)
+    return f"<user> {problem} <assistant>", response, fair
+
+
+def retold_text(rng, k, known):
+    """A problem with a reference as a hint; the response says the same, mostly in the base's own
+    style. All of it is trained."""
+    x, y, verbs, problem = draw(rng, k, known)
+    skipped = leaps(rng, k)
     steps = walk(x, y, verbs, right)
-    if rng.random() < 0.6:
+    if rng.random() < INVENTED:
         steps = walk(x, y, verbs, lambda verb, x: rng.choice(MOVES))
     reference, _ = tell(steps, skipped)
-    response, fair = tell(steps, () if rng.random() < 0.6 else skipped)
+    if rng.random() < OWN_STYLE:
+        skipped = ()
+    response, fair = tell(steps, skipped)
     return f"<user> {problem} <hint> {reference} <assistant>", response, [True] * len(fair)
 
 
 def start_lookup(model):
-    """Lay out two circuits in the initial weights; by chance they are learnt late or never.
+    """Write two circuits into the initial weights that look up what stands elsewhere in the text.
+    Left to chance they are learnt late or never.
 
-    To look a verb up, layer 1 notes at every token what stood before it, layer 2 finds the token
-    with that note and copies it: head 0 what followed this token elsewhere, head 1 what followed
-    the token three back, the next verb."""
+    Layer 1 writes two notes at every token: which token stood one place back, and which stood three
+    places back. Layer 2 looks for a token whose one-back note matches, and copies that token. Head
+    0 asks with the token itself, and so finds what followed the same token elsewhere: the move
+    behind a verb. Head 1 asks with its three-back note, and so finds what followed the last verb
+    elsewhere: the next verb."""
     first, second = [layer.self_attn for layer in model.model.layers]
-    # The width is 64. A head has 32 dimensions; i turns with i + 16, and the first 8 turn fast.
+    # The residual stream has 64 numbers. The circuits use three of its quarters.
+    eye = torch.eye(64)
+    token, one_back, three_back, _ = eye.split(16)     # each (16, 64): it reads its quarter
+    # A head has 32 dimensions; rotary positions turn i with i + 16, and the first 8 turn fast.
     angles = model.model.rotary_emb.inv_freq[:8]
     slow = [*range(8, 16), *range(24, 32)]
-    eye = torch.eye(64)
-    quarters = eye.split(16)
-    for layer in model.model.layers:               # quiet, so that the notes are heard
+    heads = slice(0, 32), slice(32, 64)                # the rows of head 0 and head 1
+    # All else starts quietly, so that the notes are heard.
+    for layer in model.model.layers:
         layer.self_attn.q_proj.weight[:64] *= 0.1
         layer.self_attn.k_proj.weight[:64] *= 0.1
         layer.self_attn.o_proj.weight *= 0.3
         layer.mlp.down_proj.weight *= 0.3
-    for head, back in enumerate((1, 3)):
-        rows = slice(32 * head, 32 * head + 32)
+
+    for rows, back, note in zip(heads, (1, 3), (one_back, three_back)):
         # Layer 1 attends `back` tokens back: rotary positions turn constant queries and keys.
         first.q_proj.bias[rows][:8] = 4.0
         first.k_proj.bias[rows][:8] = 4.0 * torch.cos(back * angles)
         first.k_proj.bias[rows][16:24] = 4.0 * torch.sin(back * angles)
-        # A quarter of the residual is read there, and written into a quarter of its own.
+        # It reads the token that it finds there, and writes the note.
         first.v_proj.weight[rows] = 0.0
-        first.v_proj.weight[rows][:16] = quarters[0]
+        first.v_proj.weight[rows][:16] = token
         first.o_proj.weight[:, rows] = 0.0
-        first.o_proj.weight[:, rows][:, :16] = 0.25 * quarters[head + 1].T
-        # Layer 2 compares this token, or the note three back, with the notes one back; copies.
-        second.q_proj.weight[rows][slow] = 1.5 * quarters[2 * head]
-        second.k_proj.weight[rows][slow] = 1.5 * quarters[1]
+        first.o_proj.weight[:, rows][:, :16] = 0.25 * note.T
+
+    for rows, asked in zip(heads, (token, three_back)):
+        # Layer 2 compares what is asked with the one-back notes, and copies the token it finds.
+        second.q_proj.weight[rows][slow] = 1.5 * asked
+        second.k_proj.weight[rows][slow] = 1.5 * one_back
         second.v_proj.weight[rows] = eye[:32]
         second.o_proj.weight[:, rows] = 0.25 * eye[:, :32]
 
+
+# ---- pre-training --------------------------------------------------------------------------------
 
 def pretrain(seed=0, steps=1200):
     """Plain next-token prediction from scratch -> (model in eval mode, tokenizer)."""

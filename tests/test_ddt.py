@@ -289,6 +289,20 @@ def test_only_wanted_tokens_are_computed(small_chunks):
     assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("used", [0, 1])
+def test_a_statistic_that_is_not_used_has_no_backward_pass(used):
+    model, seen = build("Qwen2"), []
+
+    def spied(logits, targets):
+        found = ddt.logp_entropy(logits, targets)
+        for i in (0, 1):
+            found[i].register_hook(lambda gradient, i=i: seen.append(i))
+        return found
+
+    ddt.response_stats(model, ragged(), stats=spied)[used].sum().backward()
+    assert set(seen) == {used}
+
+
 def test_a_small_batch_is_cut_as_well():
     model, ids = build("Qwen2"), texts(7, 2, 9)
     seen = tokens_of_head(model)

@@ -356,7 +356,7 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
         logp, entropy = logp_entropy(torch.zeros(3, 5), torch.tensor([0, 1, 2]))
         return next(model.parameters()).sum() * 0 + logp - math.inf, entropy
 
-    monkeypatch.setattr(idft, "response_stats", infinite)
+    monkeypatch.setattr(idft, "batch_stats", infinite)
     row = supervised_step(model, optimizer, [([5], [5, 6, 1])], 1e-2, flags)
     end_step(row)
     assert unchanged() and row["loss"] == math.inf and math.isfinite(row["grad_norm"])
@@ -392,7 +392,7 @@ def test_on_a_gpu_activations_are_recomputed_and_adamw_is_fused(keep, tmp_path, 
     assert model.model.layers[0].training == (not keep)
     on_gpu = SimpleNamespace(parameters=model.parameters, device=torch.device("cuda"))
     assert idft.new_optimizer(on_gpu).defaults["fused"] and not list(tmp_path.iterdir())
-    assert not idft.new_optimizer(model).defaults["fused"]
+    assert idft.new_optimizer(model).defaults["fused"]
 
 
 # ---- runs: checkpoints, resume, refusals --------------------------------------------------------
@@ -523,9 +523,9 @@ def test_resume_after_a_kill_in_the_first_evaluation(tiny_checkpoint, data, tmp_
 
 
 def test_ten_in_a_row_stop_the_run(tiny_checkpoint, data, tmp_path, monkeypatch, capsys):
-    real = idft.response_stats
+    real = idft.batch_stats
     nan = lambda *args, **how: [x * math.nan for x in real(*args, **how)]
-    monkeypatch.setattr(idft, "response_stats", nan)
+    monkeypatch.setattr(idft, "batch_stats", nan)
     line = refusal(capsys, idft, "--model", tiny_checkpoint, "--data", data, "--steps", 30,
                    "--batch", 2, "--out", tmp_path / "run")
     assert "10 updates in a row had a loss or gradient that is not finite" in line

@@ -264,10 +264,9 @@ def textbook(model, rollouts, flags, make=sgd):
     groups = [rollouts[i:i + N] for i in range(0, len(rollouts), N)]
     with torch.no_grad():
         sampled = {id(r): look(model, r, flags.temperature) for r in rollouts}
-    bounds = [len(groups) * k // flags.mini_batches for k in range(flags.mini_batches + 1)]
     held = 0
-    for first, last in zip(bounds, bounds[1:]):
-        mini_batch = [(r, group) for group in groups[first:last] for r in group]
+    for share in np.array_split(range(len(groups)), flags.mini_batches):
+        mini_batch = [(r, groups[i]) for i in share for r in groups[i]]
 
         # Which prefix tokens of the mini-batch are learnt from.
         places = [(id(r), t) for r, _ in mini_batch for t in range(r.prefix_length)]
