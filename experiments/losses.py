@@ -53,8 +53,8 @@ ARMS = {
 SAMPLES = 8                                      # own answers a problem, of which pairs are made
 
 COLUMNS = {split: split for split in SPLITS}
-COLUMNS |= {"hard after SFT": "hard_before", "s before": "seconds_before", "tokens before": "tokens_before",
-            "s trained": "seconds_trained", "tokens trained": "tokens_trained"}
+COLUMNS |= {"hard after SFT": "hard_before", "tokens before": "tokens_before",
+            "tokens trained": "tokens_trained"}
 
 
 def preference_steps(model, pairs, reference, flags, loss):

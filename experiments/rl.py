@@ -63,6 +63,8 @@ MAIN = {
     "luffy code": {"method": "luffy", "flags": {"advantage": "code"}},
     "uft": {"method": "uft"},
     "prefix_rl": {"method": "prefix_rl"},
+    # Prefixes behind which the base finds the end.
+    "prefix_rl, long prefixes": {"method": "prefix_rl", "flags": {"low_end": 0.8}},
     "dr_po": {"method": "dr_po"},
     "hpt": {"method": "rft", "variant": "hpt"},
     "frozen": {"method": "frozen"},
@@ -108,10 +110,9 @@ for name in ("prefix_rft", "luffy", "sft_rft", "sft", "rft"):
 
 N = prefix_rft.Flags().n                         # rollouts a problem
 COLUMNS = {split: split for split in SPLITS}
-COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "pass@64": "pass@64",
-            "area under curve": "auc", "batches to 0.5": "steps_to_half",
+COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "area under curve": "auc",
             "easy when hard is 0.3": "easy_at_0.3", "optimizer steps": "optimizer_steps",
-            "seconds": "seconds"}
+            "tokens sampled": "tokens_sampled", "tokens trained": "tokens_trained"}
 
 
 def budget(arm):

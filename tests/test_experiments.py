@@ -234,6 +234,7 @@ def test_mean_and_spread(values, cell):
 DIFFERENCES = [
     ("uft", "static", {"schedule": ("none", "cosine"), "hybrids": (-1, 1)}),
     ("prefix_rl", "dr_po", {"hybrid_problems": (0.5, 1.0)}),
+    ("prefix_rl", "prefix_rl, long prefixes", {"low_end": (0.05, 0.8)}),
     ("rft", "rft, own top 20 %", {}),
     ("rft", "hpt", {}),
     ("prefix_rl", "frozen", {"schedule": ("uniform", "cosine"), "hybrids": (-1, 1),
