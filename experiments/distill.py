@@ -1,16 +1,16 @@
 """
 distill.py - the model as its own teacher on its own text: the online siblings of hinted decoding.
 
-SDFT, https://arxiv.org/abs/2601.19897, and OPSD, https://arxiv.org/abs/2601.18734. The model answers
-without help. Then a teacher, the same model with the demonstration before its eyes, says at every
-token of this answer what it would have written there, and the model is pulled towards that:
+SDFT, https://arxiv.org/abs/2601.19897, and OPSD, https://arxiv.org/abs/2601.18734. The model
+answers without help. Then a teacher, the same model with the demonstration before its eyes, says at
+every token of this answer what it would have written there, and the model is pulled towards that:
 
     L = mean over the tokens of KL(p(. | x, y_<t) || p(. | x, demonstration, y_<t))
 
 The teacher gets no gradient. It is the model as it now is ("now"), or as it was before training
 ("base"). Ours: no moving average of the teacher's weights, reverse KL for both, over the whole
-vocabulary. `python -m experiments.rl --arms sdft "sdft, base teaches"` trains with it; this file has
-no command.
+vocabulary. `python -m experiments.rl --arms sdft "sdft, base teaches"` trains with it; this file
+has no command.
 """
 
 import copy

@@ -23,7 +23,8 @@ def demonstrate_failures(rollouts, problems, n):
         failed = not any(r.reward for r in group)
         if failed and problem["demos"]:
             demo = problem["demos"][0]
-            rollouts[i * n] = Rollout(problem["prompt"], demo, problem["answer"], len(demo), len(demo))
+            length = len(demo)
+            rollouts[i * n] = Rollout(problem["prompt"], demo, problem["answer"], length, length)
     return rollouts
 
 

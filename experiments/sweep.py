@@ -255,7 +255,8 @@ def print_table(path, names, arms, common, columns):
         # Two processes may have done the same run: one row a seed.
         by_seed = {}
         for row in rows:
-            if row["arm"] == name and row["stage"] == "report" and agrees(row["settings"], settings):
+            reported = row["arm"] == name and row["stage"] == "report"
+            if reported and agrees(row["settings"], settings):
                 by_seed[row["seed"]] = row
         if not by_seed:
             continue
