@@ -25,13 +25,14 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
-from eval import (demo_ids, demonstrations, flag, load_model, load_problems, new_sampler,
-                  pick_device, printable, prompt_ids, run_script, stop_ids)
+from eval import (InputError, demo_ids, demonstrations, flag, load_model, load_problems,
+                  new_sampler, pick_device, printable, prompt_ids, run_script, stop_ids)
 
 # How many logits token_stats computes at once: 64 MB on a CPU, whose memory fragments otherwise,
 # 1 GB on a GPU, since every chunk adds to the head's bf16 gradient, and every addition rounds.
@@ -40,16 +41,40 @@ CHUNK = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
 # ---- the mathematics ----------------------------------------------------------------------------
 
+class LogpEntropy(torch.autograd.Function):
+    """logp_entropy with its gradients written out. Of the logits' size it keeps one tensor, which
+    the backward pass frees, also if only one of the two numbers is in the loss."""
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        log_p = logits.log_softmax(-1, dtype=torch.float32)                # (..., V)
+        logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
+        log_p.clamp_(min=-200)                           # exp(-200) is 0, but 0 * -inf is NaN
+        entropy = -log_p.exp().mul_(log_p).sum(-1)       # H = -sum p log p
+        ctx.save_for_backward(log_p, entropy, targets)
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, logp_grad, entropy_grad):
+        log_p, entropy, targets = ctx.saved_tensors
+        # dlogp / dlogit_v = [v = y] - p_v               dH / dlogit_v = -p_v (log p_v + H)
+        factor = torch.zeros_like(entropy)[..., None]
+        if logp_grad is not None:
+            factor = factor - logp_grad[..., None]
+        if entropy_grad is not None:
+            factor = factor - entropy_grad[..., None] * (log_p + entropy[..., None])
+        grad = log_p.exp().mul_(factor)                                    # (..., V)
+        if logp_grad is not None:
+            grad.scatter_add_(-1, targets[..., None], logp_grad[..., None])
+        return grad, None
+
+
 def logp_entropy(logits, targets):
     """logits (..., V), targets (...) int64 -> log p(y) and H[p] in nats, each (...), float32 and
     differentiable (once). Exact at any scale of the logits, also with -inf among them."""
-    log_p = logits.log_softmax(-1, dtype=torch.float32)
-    logp = log_p.gather(-1, targets[..., None]).squeeze(-1)
-    # H = -sum p log p. The gradient goes through p alone, since sum p d(log p) = sum dp = 0. The
-    # clamp makes 0 log 0 = 0 of 0 * -inf, and changes nothing else: exp(-200) is 0 in float32.
-    finite = log_p.detach().clamp(min=-200)
-    entropy = -(log_p.exp() * finite).sum(-1)
-    return logp, entropy
+    return LogpEntropy.apply(logits, targets)
 
 
 def cll(logp, entropy):
@@ -246,14 +271,27 @@ def signal_to_noise(own, foreign):
     return (distance / own.std()).item()
 
 
+def token_texts(tokenizer, ids):
+    """What every token adds to the text, a list of strings. Of a character that is spread over
+    several tokens the last one adds it, the others nothing."""
+    texts = []
+    for end in range(1, len(ids) + 1):
+        # Sixteen tokens are context enough to see what one more adds. U+FFFD is half a character.
+        start = max(0, end - 16)
+        before = tokenizer.decode(ids[start:end - 1]).rstrip("\ufffd")
+        text = tokenizer.decode(ids[start:end]).rstrip("\ufffd")
+        texts.append(text[len(before):])
+    return texts
+
+
 def show_tokens(tokenizer, ids, phi):
     """One text, with <phi> behind the tokens where it is below -1 or above 1."""
-    line = "   "
-    for token, value in zip(ids, phi.tolist()):
-        line += " " + tokenizer.decode([token])
+    line = ""
+    for text, value in zip(token_texts(tokenizer, ids), phi.tolist()):
+        line += text
         if abs(value) > 1:
             line += f"<{value:+.1f}>"
-    print(printable(line))
+    print("    " + printable(line))
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -272,7 +310,7 @@ SCORES = """
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
-    problems: int = flag(256, "how many of its problems to use", 1)
+    problems: int = flag(256, "how many of its problems to use", 2)
     max_new_tokens: int = flag(128, "longest text; demonstrations are cut there too", 1)
     seed: int = flag(0, "of the toy and of sampling", 0)
     device: str = flag("auto", "auto, cpu or cuda")
@@ -280,6 +318,8 @@ class Flags:
 
 def main(flags):
     problems = load_problems(flags.data, ("solution",), flags.seed)[:flags.problems]
+    if len(problems) < 2:
+        raise InputError(f"--data {flags.data} has a single problem: a spread needs two or more")
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
 
     # The texts: what the model writes at three temperatures, and the demonstrations.
@@ -303,11 +343,16 @@ def main(flags):
         split = torch.stack(stats).split(lengths, dim=1)                   # (3, tokens) each
         texts[kind] = default_collate([text_statistics(*text) for text in split])
 
-    print("(a) Means over texts: phi is 0 in own text (T = 1), higher in colder, else lower.\n")
-    print(" " * 15, *[f"{kind:>15}" for kind in texts])
+    print("(a) Means over texts ± standard errors. phi is 0 in own text (T = 1), higher in colder "
+          "text, lower in other text.\n")
+    print(" " * 15, *[f"{kind:>16}" for kind in texts])
     for name in texts[OWN]:
-        means = [f"{numbers[name].mean():15.3f}" for numbers in texts.values()]
-        print(f"    {name:11}", *means)
+        line = f"    {name:11}"
+        for numbers in texts.values():
+            values = numbers[name]
+            error = values.std() / len(values) ** 0.5
+            line += f"{values.mean():10.3f} ± {error:.3f}".rjust(17)
+        print(line)
 
     print(SCORES)
     for c in (0, 0.5, 0.75, 1, 1.25, 1.5, 2):

@@ -449,7 +449,10 @@ def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     if longest >= context:
         raise InputError(f"a prompt has {longest} tokens, the model reads {context}: shorten it")
-    max_new_tokens = min(max_new_tokens, context - longest)
+    if longest + max_new_tokens > context:
+        print(f"--max_new_tokens {max_new_tokens} becomes {context - longest}: the model reads "
+              f"{context} tokens, and the longest prompt has {longest}")
+        max_new_tokens = context - longest
     dtype = torch.bfloat16 if model.device.type == "cuda" else None
     with blame("--model", errors=ValueError):
         return Sampler(model, rows, longest + max_new_tokens, streams, dtype), max_new_tokens

@@ -3,24 +3,34 @@ hinted_decode.py - demonstrations retold in the model's own voice.
 
 Paper: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222, its second method
 
-A demonstration is right but foreign; an own answer is familiar but often wrong. Hinted decoding
-reads two contexts with one model, one of them with the reference solution. Where that hinted stream
-is sure of the next token, it leads; where it hesitates, the model speaks as it would alone:
+A demonstration is right but foreign. The model's own answer is familiar but often wrong. Hinted
+decoding lets one model read two contexts, and only one of them holds the reference solution. Where
+this hinted stream is sure of the next token, it leads. Where it hesitates, the model speaks as it
+would without the hint:
 
     log m_t = (1 - lam_t) log p_t + lam_t log q_t       lam_t = clamp(beta H[p_t] / log|V|, 0, 1)
 
-    log_p, log_q    p, the hinted stream (problem and reference), and q, the plain one (problem)
+The first token comes from p alone, because it decides how the text goes on. Behind \boxed{ all
+tokens come from q alone, so that the answer follows from the text and is not copied.
+
+    log_p           p, the hinted stream: problem and reference
+    log_q           q, the plain stream: the problem alone (in ddt.py this model is called p)
     lam             lambda_t, the share of the plain stream
     beta            how soon the plain stream has a say; 0 is self-distillation, p alone
     phi             log q(y_t) + H[q_t] (ddt.py): how foreign a token is to the model to be trained
 
-Other than in the authors' code: one model, cached, many texts at once; top-p after the temperature;
-repetitions are looked for at every token; the hint has other words. Left out: two models.
+How to choose beta: a weak model ignores the reference when the plain stream has too much say. So
+compare a few values by phi and by the share of right answers (experiments/voices.py), and take the
+one with phi near 0 among those that keep most answers right.
+
+Unlike the authors' code, ours uses one model instead of two, caches both streams, writes many texts
+at once, applies top-p after the temperature, looks for repetitions at every token, and words the
+hint differently.
 
     python hinted_decode.py                         retell the toy's demonstrations
     python hinted_decode.py --model Qwen/Qwen2.5-7B-Instruct --data train.jsonl --out runs/retold
     python idft.py --model Qwen/Qwen2.5-7B-Instruct --data runs/retold/data.jsonl
-    python -m experiments.voices                    phi and correctness of the texts, over beta
+    python -m experiments.voices --model DIR --data train.jsonl      phi and correctness over beta
     python -m experiments.online                    retell, train, retell with what was trained, ...
 """
 
@@ -40,6 +50,7 @@ from eval import (InputError, blame, chat_turns, demo_ids, demonstrations, flag,
                   repeat_flags, run_script, run_settings, stop_ids, write_file, write_rows)
 from reward import rewards
 from sampler import Sample
+from toy import INSTRUCTION
 
 MARKER = "\\boxed{"
 
@@ -47,10 +58,11 @@ MARKER = "\\boxed{"
 # ---- the method ---------------------------------------------------------------------------------
 
 def mix(log_p, log_q, beta, mode="linear"):
-    """The two streams as one: log_p (hinted) and log_q (plain), both (..., V) log-probabilities at
-    temperature 1 -> log_m (..., V), not normalised, and lam (...), the share of the plain stream.
-    mode: linear [D], sigmoid or piecewise [code]. ValueError for another."""
-    entropy = torch.special.entr(log_p.exp()).sum(-1)
+    """The two streams as one. log_p (hinted) and log_q (plain), both (..., V), are logits or log-
+    probabilities at temperature 1 -> log_m (..., V), not normalised, and lam (...), the share of
+    the plain stream. mode: linear [D], sigmoid or piecewise [code]. ValueError for another."""
+    # Logits differ from log p by a constant, which softmax does not see, nor whoever samples log m.
+    entropy = torch.special.entr(log_p.softmax(-1)).sum(-1)
     h = entropy / math.log(log_p.shape[-1])                    # from 0, sure, to 1, no idea
     if mode == "linear":
         lam = (beta * h).clamp(0, 1)
@@ -67,6 +79,14 @@ def mix(log_p, log_q, beta, mode="linear"):
     return from_p + from_q, lam
 
 
+def next_token(log_p, log_q, beta, first, boxed, mode="linear"):
+    """`mix` with its two exceptions -> log_m (..., V), from which the next token is drawn.
+    first (...) bool: the text is still empty; boxed (...) bool: it holds the marker already."""
+    log_m, _ = mix(log_p, log_q, beta, mode)
+    log_m = torch.where(first[..., None], log_p, log_m)
+    return torch.where(boxed[..., None], log_q, log_m)
+
+
 @torch.no_grad()
 def uncached(model, tokenizer, hinted, plain, beta, max_new_tokens, stop=()):
     """The method, greedy, for one problem: the ids of its two contexts -> the ids of its text. As
@@ -75,13 +95,11 @@ def uncached(model, tokenizer, hinted, plain, beta, max_new_tokens, stop=()):
     while len(ids) < max_new_tokens and not (ids and ids[-1] in stop):
         p_ids = torch.tensor([hinted + ids], device=model.device)
         q_ids = torch.tensor([plain + ids], device=model.device)
-        log_p = model(p_ids).logits[0, -1].log_softmax(-1)                 # (V,)
-        log_q = model(q_ids).logits[0, -1].log_softmax(-1)                 # (V,)
-        log_m, _ = mix(log_p, log_q, beta)
-        if not ids:
-            log_m = log_p                      # the first token decides how the text goes on
-        if MARKER in tokenizer.decode(ids):
-            log_m = log_q                      # the answer must follow from what was written
+        p_logits = model(p_ids).logits[0, -1]                              # (V,)
+        q_logits = model(q_ids).logits[0, -1]                              # (V,)
+        first = torch.tensor(ids == [], device=model.device)
+        boxed = torch.tensor(MARKER in tokenizer.decode(ids), device=model.device)
+        log_m = next_token(p_logits, q_logits, beta, first, boxed)         # (V,)
         ids.append(log_m.argmax().item())
     return ids
 
@@ -113,15 +131,12 @@ def hinted_combine(table, beta, mode="linear"):
     """`combine` for a sampler with the streams (hinted, plain). The state of a row is its progress
     in `table`, marker_table's on the model's device."""
     def combine(logits, last, step, progress):
-        log_p, log_q = logits.log_softmax(-1).unbind(1)                                   # (R, V)
-        log_m, _ = mix(log_p, log_q, beta, mode)
         # At the first token `last` is the end of the prompt, which does not count.
         first = step == 0
         progress = torch.where(first, 0, table[progress, last])
         boxed = progress == len(MARKER)
-        log_m = torch.where(first[:, None], log_p, log_m)
-        log_m = torch.where(boxed[:, None], log_q, log_m)
-        return log_m, progress
+        log_p, log_q = logits.log_softmax(-1).unbind(1)                    # (R, V)
+        return next_token(log_p, log_q, beta, first, boxed, mode), progress
     return combine
 
 
@@ -235,28 +250,43 @@ class Writer:
     def heading_end(self, tokens):
         """`halt` for an analysis: the length behind the heading, where the retelling begins."""
         for end in range(max(0, len(tokens) - 32), len(tokens) + 1):
-            if HEADING in self.tokenizer.decode(tokens[max(0, end - 16):end]):
+            if self.has_heading(tokens[:end]):
                 return end
         return repetition(tokens)
 
-    def retell(self, problems):
+    def has_heading(self, tokens):
+        """Whether an analysis ends with the heading of the retelling."""
+        return HEADING in self.tokenizer.decode(tokens[-16:])
+
+    def analyse(self, problems, pairs):
+        """The model goes through every reference, greedily [code] -> its trajectory, dropped, if it
+        never came to the heading, as the authors do; else None, and its hinted context in `pairs`
+        goes on behind the heading."""
+        analyses = self.write(self.alone, [hinted for hinted, _ in pairs], 0, halt=self.heading_end)
+        rows = [None] * len(problems)
+        for i, analysis in enumerate(analyses):
+            hinted, plain = pairs[i]
+            pairs[i] = hinted + analysis.tokens, plain
+            if not self.has_heading(analysis.tokens):
+                [rows[i]] = self.judge([problems[i]], [analysis], "hinted")
+                rows[i]["dropped"] = "unfinished analysis"
+        return rows
+
+    def retell(self, problems, beta):
         """Hinted decoding -> one trajectory a problem."""
         flags = self.flags
         pairs = [contexts(self.tokenizer, problem, flags.analysis) for problem in problems]
+        rows = [None] * len(problems)
         if flags.analysis:
-            # First the model goes through the reference, greedily [code].
-            hinted = [hinted for hinted, _ in pairs]
-            analyses = self.write(self.alone, hinted, 0, halt=self.heading_end)
-            for i, analysis in enumerate(analyses):
-                pairs[i] = hinted[i] + analysis.tokens, pairs[i][1]
-
-        combine = hinted_combine(self.table, flags.beta, flags.gate)
-        samples = self.write(self.mixed, pairs, flags.temperature, flags.top_p, combine)
-        rows = self.judge(problems, samples, "hinted")
-        # Without its heading an analysis is unfinished: dropped, right or not, as the authors do.
-        for row, (hinted, _) in zip(rows, pairs):
-            if flags.analysis and HEADING not in self.tokenizer.decode(hinted[-16:]):
-                row["dropped"] = "unfinished analysis"
+            rows = self.analyse(problems, pairs)
+        ready = [i for i, row in enumerate(rows) if row is None]
+        if ready:
+            combine = hinted_combine(self.table, beta, flags.gate)
+            texts = self.write(self.mixed, [pairs[i] for i in ready], flags.temperature,
+                               flags.top_p, combine)
+            retold = self.judge([problems[i] for i in ready], texts, "hinted")
+            for i, row in zip(ready, retold):
+                rows[i] = row
         return rows
 
     def rewrite(self, problems):
@@ -270,7 +300,7 @@ class Writer:
             if row["dropped"] and problems[i]["solution"]:
                 wrong.append(i)
         if wrong:
-            retold = self.retell([problems[i] for i in wrong])
+            retold = self.retell([problems[i] for i in wrong], self.flags.beta)
             for i, row in zip(wrong, retold):
                 rows[i] = row
         return rows
@@ -278,6 +308,22 @@ class Writer:
 
 def kept(rows):
     return [row for row in rows if not row["dropped"]]
+
+
+WAY_OUT = {
+    "unfinished analysis": "The model does not write the analysis it is asked for: --no_analysis "
+                           "lets it retell without one.",
+    "length": "Raise --max_new_tokens: most texts did not end by themselves.",
+    "repetition": "Most texts repeat themselves: raise --temperature, or take another model.",
+    "wrong answer": "Lower --beta: 0 follows the reference most closely.",
+}
+
+
+def show(title, row):
+    """Print a trajectory, and why it is dropped, if it is."""
+    dropped = f", dropped: {row['dropped']}" if row["dropped"] else ""
+    print(f"\n{title}, mean phi {row['mean_phi']:+.2f}{dropped}")
+    print("    " + printable(row["solution"]))
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -324,14 +370,15 @@ def main(flags):
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "flags.json", json.dumps(settings))
 
-    # One problem first: its reference, and the same retold.
+    # One problem first: its reference, and the same retold, by the hint alone and by the mixture.
     first = writer.problems[0]
     if first["solution"]:
+        question = chat_turns(first["problem"])[-1]["content"].removesuffix(INSTRUCTION)
+        print(printable(f"{question}    answer: {first['answer']}"))
         demo = Sample(demo_ids(tokenizer, demonstrations(first)[0]), finished=True)
-        print(printable(f"{first['problem']}    answer: {first['answer']}"))
-        for row in writer.judge([first], [demo], "reference") + writer.retell([first]):
-            print(f"\n{row['source']}, mean phi {row['mean_phi']:+.2f}")
-            print("    " + printable(row["solution"]))
+        show("the reference", *writer.judge([first], [demo], "reference"))
+        for beta in sorted({0.0, flags.beta}):
+            show(f"retold, beta {beta:g}", *writer.retell([first], beta))
 
     # All of them, in chunks.
     for start in tqdm(range(len(rows), len(writer.problems), 4 * flags.rows), leave=False):
@@ -343,6 +390,10 @@ def main(flags):
     fates = Counter(f"{row['source']}: {row['dropped'] or 'kept'}" for row in rows)
     for fate, count in fates.most_common():
         print(f"{count:8} {fate}")
+    if not kept(rows):
+        reasons = Counter(row["dropped"] for row in rows)
+        [(reason, _)] = reasons.most_common(1)
+        print(f"Nothing is left to learn from. {WAY_OUT[reason]}")
 
 
 if __name__ == "__main__":

@@ -38,11 +38,14 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from tqdm import tqdm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ddt import batch_stats, cll, logp_entropy, micro_batches
 from eval import (InputError, blame, demo_ids, demonstrations, flag, greedy_accuracy,
@@ -120,16 +123,60 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
             "tokens_per_s": count / (time.perf_counter() - start)}
 
 
+KEEP = 4e9      # bytes of activations that a micro-batch may keep; more are recomputed
+
+# AdamW's settings [code]. Fused is one pass over the weights, without temporaries as large as they.
+ADAMW = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": 0.01, "fused": True}
+
+
 def new_optimizer(model):
-    """AdamW [code]. Fused: one pass over the weights, without temporaries as large as the model."""
-    return torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.01,
-                             fused=True)
+    return torch.optim.AdamW(model.parameters(), **ADAMW)
+
+
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW for a model that learns on a small card. The card holds a bf16 copy of the weights and
+    nothing else of their size; the float32 weights, gradients and moments live in main memory.
+
+    model: float32, in main memory; it moves to `device`, its parameters in `dtype`."""
+
+    def __init__(self, model, device, dtype=torch.bfloat16):
+        weights = [torch.nn.Parameter(p.data) for p in model.parameters()]
+        super().__init__(weights, **ADAMW)
+        self.copies = list(model.parameters())
+        for weight, copy in zip(weights, self.copies):
+            copy.data = copy.data.to(device, dtype, copy=True)
+            copy.register_post_accumulate_grad_hook(partial(self.collect, weight))
+        model.to(device)                       # its buffers
+
+    def collect(self, weight, copy):
+        """Add the gradient of one micro-batch to the float32 sum of the step. The backward pass
+        calls this as soon as the gradient is whole, so that few of them are on the card at once."""
+        gradient = copy.grad.to(weight)
+        if weight.grad is None:
+            weight.grad = gradient
+        else:
+            weight.grad += gradient
+        copy.grad = None
+
+    def step(self):
+        super().step()
+        with torch.no_grad():
+            for weight, copy in zip(self.param_groups[0]["params"], self.copies):
+                copy.copy_(weight)
+
+
+def swap_weights(model, optimizer):
+    """Exchange the model's parameters and those that the optimizer moves: with --offload the
+    float32 weights come into the model, to be saved, and back. Otherwise they are the same."""
+    for copy, weight in zip(model.parameters(), optimizer.param_groups[0]["params"]):
+        copy.data, weight.data = weight.data, copy.data
 
 
 def optimizer_step(model, optimizer, lr, loss, clip=1.0):
     """Clip the gradients [code], step, clear them -> their norm before clipping. If it or the loss
     is not finite, nothing is updated."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
+    weights = optimizer.param_groups[0]["params"]
+    norm = torch.nn.utils.clip_grad_norm_(weights, clip).item()
     if math.isfinite(norm) and math.isfinite(loss):
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
@@ -168,15 +215,24 @@ def draw_batch(items, batch, step, seed):
     return chosen
 
 
-def checkpoint_activations(model):
+def checkpoint_activations(model, above=0):
     """Recompute the activations of a layer in the backward pass instead of keeping them: a third
-    more time, a tenth of the memory. transformers does so only in layers in training mode; what is
-    inside stays in eval mode: with dropout the policy that learns is not the one that sampled."""
-    enable = getattr(model, "activation_checkpointing_enable", None)       # its name since 5.23
-    enable = enable or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    for module in model.modules():
-        module.training = getattr(module, "gradient_checkpointing", False)
+    more time, a tenth of the memory. Only micro-batches that would keep more than `above` bytes
+    pay. The model stays in eval mode, unlike with transformers' own switch, which wakes dropout:
+    the policy that learns must be the one that sampled."""
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.forward = partial(recomputed, layer.forward, above / len(layers))
+
+
+def recomputed(forward, above, hidden_states, *args, **kwargs):
+    """A layer's `forward`; what it keeps, if more than `above` bytes, is computed again."""
+    # A layer keeps some 25 float32 numbers for every number of its input (measured, Llama's).
+    kept = 25 * 4 * hidden_states.numel()
+    if kept <= above or not torch.is_grad_enabled():
+        return forward(hidden_states, *args, **kwargs)
+    return torch.utils.checkpoint.checkpoint(
+        forward, hidden_states, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def demonstration_rows(model, tokenizer, problems, max_tokens):
@@ -220,7 +276,9 @@ def save_checkpoint(out, model, tokenizer, optimizer, state):
     new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
     # Write it whole, where a kill does no harm.
     shutil.rmtree(new, ignore_errors=True)
+    swap_weights(model, optimizer)             # the float32 weights are what is saved
     model.save_pretrained(new)
+    swap_weights(model, optimizer)
     tokenizer.save_pretrained(new)
     torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
     # Move it into the place of the old one. A kill between the two moves leaves checkpoint.old.
@@ -243,17 +301,18 @@ def start_run(flags):
     out = new_run(flags.out, flags.resume)
     device = pick_device(flags.device)
     checkpoint = find_checkpoint(out)
-    model, tokenizer = load_model(str(checkpoint or flags.model), device, flags.seed)
-    if device.type == "cuda" and not flags.keep_activations:
-        checkpoint_activations(model)
-    optimizer = new_optimizer(model)
+    memory = torch.device("cpu") if flags.offload else device
+    model, tokenizer = load_model(str(checkpoint or flags.model), memory, flags.seed)
+    if not flags.keep_activations:
+        checkpoint_activations(model, above=KEEP)
+    optimizer = OffloadedAdamW(model, device) if flags.offload else new_optimizer(model)
 
     # What the run is: its flags, but for those that change nothing of where it ends.
     settings = run_settings(flags)
     state = {"step": 0, "bad": 0, "flags": settings}
     if checkpoint:
         with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
-            state = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
+            state = torch.load(checkpoint / "trainer.pt", map_location=memory, weights_only=True)
         repeat_flags(state["flags"], settings)
         optimizer.load_state_dict(state.pop("optimizer"))
     if flags.resume:
@@ -323,7 +382,8 @@ class Flags:
     max_new_tokens: int = flag(512, "longest response in evaluations [ours]", 1)
     rows: int = flag(64, "responses sampled side by side in evaluations", 1)
     micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1)
-    keep_activations: bool = flag(False, "on a GPU: do not recompute them; faster, 10x the memory")
+    keep_activations: bool = flag(False, "do not recompute those above 4 GB: faster, more memory")
+    offload: bool = flag(False, "bf16 weights on the card, all else of their size in main memory")
     save_every: int = flag(50, "steps between checkpoints", 1)
     seed: int = flag(0, "of everything: toy, order", 0)
     device: str = flag("auto", "auto, cpu or cuda")

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ddt import micro_batches, response_stats
+from ddt import batch_stats, micro_batches, token_texts
 from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
                   load_problems, new_sampler, printable, prompt_ids, run_script, stop_ids)
 from idft import draw_batch, end_step, optimizer_step, report_accuracy, start_run
@@ -57,7 +57,7 @@ METHODS = {
 def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule="cosine"):
     """The interval (low_t, high) from which the share l of the prefix is drawn at `step`: low_t
     falls from low to low_end [P]. ValueError on an unknown schedule."""
-    progress = min(max(step / total_steps, 0.0), 1.0)
+    progress = min(step / total_steps, 1.0)
     fall = 0.5 * (1 + math.cos(math.pi * progress))             # from 1 to 0
     windows = {"cosine": (low_end + (low - low_end) * fall, high),
                "linear": (low + (low_end - low) * progress, high),
@@ -69,8 +69,7 @@ def prefix_window(step, total_steps, high=0.95, low=0.95, low_end=0.05, schedule
 
 
 def prefix_length(demo_length, low, high, rng):
-    """L = floor(l |y*|), l ~ U(low, high), at most |y*| - 1: something is left to write.
-    rng has .uniform(a, b)."""
+    """L = floor(l |y*|), l ~ U(low, high), but at most |y*| - 1. rng has .uniform(a, b)."""
     length = math.floor(rng.uniform(low, high) * demo_length)
     return max(0, min(length, demo_length - 1))
 
@@ -205,10 +204,8 @@ def read_rollouts(model, rollouts, flags):
     """Micro-batches of rollouts, with logp and entropy of the tokens of their responses."""
     rows = [(r.prompt, r.response) for r in rollouts]
     for group in micro_batches(rows, flags.micro_tokens):
-        part = [rollouts[i] for i in group]
-        logp, entropy = response_stats(model, [rows[i] for i in group], flags.temperature,
-                                       micro_tokens=flags.micro_tokens)
-        yield part, logp, entropy
+        logp, entropy = batch_stats(model, [rows[i] for i in group], flags.temperature)
+        yield [rollouts[i] for i in group], logp, entropy
 
 
 def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entropy_clip,
@@ -252,13 +249,13 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
             old_logp = flat(part, "old_logp")                                    # (tokens,)
             adv = flat(part, "adv")
             loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
+            ratio = torch.exp(logp.detach() - old_logp)
+            clipped = loss > -ratio * adv                       # where the clip holds a token
             if prefix_loss:
                 loss = torch.where(flat(part, "prefix"), prefix_loss(logp, adv), loss)
             loss = loss.sum() / (len(mini_batch) * flags.max_new_tokens)
             loss.backward()
             step_loss += loss.item()
-            ratio = torch.exp(logp.detach() - old_logp)
-            clipped = (ratio - 1) * adv.sign() > flags.clip_ratio
             metrics["clipped_tokens"] += clipped.sum().item()
             metrics["update_tokens"] += len(adv)
 
@@ -267,7 +264,7 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
         metrics["loss"] += step_loss
         metrics["updates"] += 1
     for name in ("loss", "grad_norm"):
-        metrics[name] /= max(1, metrics["updates"])
+        metrics[name] /= metrics["updates"] or 1
     return metrics
 
 
@@ -307,19 +304,20 @@ def describe(rollouts):
 
 
 def show_rollouts(tokenizer, rollouts, when):
-    """Print a hybrid rollout that succeeded, and one that failed where others did not."""
-    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response)]
+    """Print a hybrid rollout that succeeded, and one that failed, of those that teach something."""
+    hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response) and r.adv.any()]
     succeeded = [r for r in hybrid if r.reward > 0]
-    failed = [r for r in hybrid if r.reward == 0 and r.adv.any()]
+    failed = [r for r in hybrid if r.reward == 0]
     for r in succeeded[:1] + failed[:1]:
-        words = [tokenizer.decode([token]) for token in r.response]
+        texts = token_texts(tokenizer, r.response)
         for i in range(r.prefix_length):
             if r.adv[i] != 0:
-                words[i] = f"[{words[i]}]"
-        words.insert(r.prefix_length, "|")
+                word = texts[i].lstrip()
+                texts[i] = texts[i].removesuffix(word) + f"[{word}]"
+        texts.insert(r.prefix_length, " |")
         tqdm.write(f"A hybrid rollout {when}: prefix with its [kept] tokens | what the model wrote"
                    f"; reward {r.reward:.0f}, advantage {r.adv[-1]:+.2f}")
-        tqdm.write("    " + printable(" ".join(words)))
+        tqdm.write("    " + printable("".join(texts)))
 
 
 def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
@@ -343,7 +341,6 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         row |= update(model, optimizer, rollouts, flags, generator, **learning)
         row["update_s"] = time.perf_counter() - start
         row["update_tokens_per_s"] = row["update_tokens"] / row["update_s"]
-
         bar.set_postfix(reward=row["reward"], refresh=False)
         if out and step in (0, flags.steps - 1):
             show_rollouts(tokenizer, rollouts, f"of step {step + 1}")
@@ -380,7 +377,8 @@ class Flags:
     max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2)
     rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1)
     micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1)
-    keep_activations: bool = flag(False, "on a GPU: do not recompute them; faster, 10x the memory")
+    keep_activations: bool = flag(False, "do not recompute those above 4 GB: faster, more memory")
+    offload: bool = flag(False, "bf16 weights on the card, all else of their size in main memory")
     eval_every: int = flag(0, "steps between evaluations; 0: before and after", 0)
     save_every: int = flag(50, "steps between checkpoints", 1)
     seed: int = flag(0, "of everything: toy, order, prefixes, rollouts", 0)
@@ -418,10 +416,7 @@ def main(flags, starting={}, learning={}):
     everything = sum(benchmarks.values(), problems)
     prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in everything]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-    if room < flags.max_new_tokens:
-        raise InputError(f"--max_new_tokens {flags.max_new_tokens}: beside the longest prompt the "
-                         f"model reads {room}")
-
+    flags.max_new_tokens = room
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
     train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks,

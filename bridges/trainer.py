@@ -9,11 +9,15 @@ The command lines, of this and of the other bridges, stand in bridges/README.md;
 """
 
 from functools import partial
+from pathlib import Path
 
 from transformers import DataCollatorForSeq2Seq, HfArgumentParser, Trainer, TrainingArguments
 
 import idft
-from eval import blame, exit_on_mistake, load_model, load_problems, refuse
+from bridges.packages import TRAINER, TRL_VLLM, need
+from eval import InputError, blame, exit_on_mistake, load_model, load_problems, refuse
+
+need(["accelerate"], TRAINER)
 
 
 def run_bridge(main, Config, require):
@@ -28,12 +32,22 @@ def run_bridge(main, Config, require):
     def run():
         with blame("the flags", errors=(ValueError, TypeError)):       # that contradict each other
             args, given = parser.parse_args_into_dataclasses(look_for_args_file=False)
+        if getattr(args, "use_vllm", False):
+            need(["vllm"], TRL_VLLM)
+        check_checkpoint(args.resume_from_checkpoint)
         problems = load_problems(given.data, require, args.seed)
         model, tokenizer = load_model(given.model, "cpu")            # the Trainer moves it
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         main(model, tokenizer, problems, args)
 
     exit_on_mistake(run)
+
+
+def check_checkpoint(folder):
+    """InputError unless a run of the Trainer can go on from `folder`; None is a new run."""
+    if folder is not None and not (Path(folder) / "trainer_state.json").is_file():
+        raise InputError(f"--resume_from_checkpoint {folder} holds no trainer_state.json: give a "
+                         "folder checkpoint-N in the --output_dir of an earlier run")
 
 
 def examples(model, tokenizer, problems, max_tokens=8192):
@@ -56,7 +70,7 @@ def idft_trainer(model, tokenizer, problems, args, **weighting):
 
 def main(model, tokenizer, problems, args):
     trainer = idft_trainer(model, tokenizer, problems, args)
-    trainer.train()
+    trainer.train(args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(args.output_dir)

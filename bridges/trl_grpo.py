@@ -9,6 +9,11 @@ The command line stands in bridges/README.md.
 """
 
 import torch
+
+from bridges.packages import TRL, need
+
+need(["accelerate", "trl", "datasets"], TRL)
+
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -51,7 +56,7 @@ class RFTTrainer(GRPOTrainer):
 def train(Trainer, model, tokenizer, rows, args):
     """Train on rows of dataset(), and save model and tokenizer in --output_dir."""
     trainer = Trainer(model, answer_reward, args, train_dataset=rows, processing_class=tokenizer)
-    trainer.train()
+    trainer.train(args.resume_from_checkpoint)
     trainer.save_model()
 
 

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from bridges.trl_grpo import RFTTrainer, dataset, train      # first: it says what is not installed
+from bridges.trainer import run_bridge
 from trl import GRPOConfig
 
-from bridges.trainer import run_bridge
-from bridges.trl_grpo import RFTTrainer, dataset, train
 from eval import flag
 from prefix_rft import entropy_clip, prefix_length, prefix_window, prepare_problems
 

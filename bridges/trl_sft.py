@@ -10,6 +10,10 @@ The command line stands in bridges/README.md.
 
 from functools import partial
 
+from bridges.packages import TRL, need
+
+need(["accelerate", "trl", "datasets"], TRL)
+
 from datasets import Dataset
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
@@ -34,7 +38,7 @@ def main(model, tokenizer, problems, args):
     rows = examples(model, tokenizer, problems, args.max_length)
     trainer = IDFTTrainer(model, args, train_dataset=Dataset.from_list(rows),
                           processing_class=tokenizer)
-    trainer.train()
+    trainer.train(args.resume_from_checkpoint)
     trainer.save_model()
 
 

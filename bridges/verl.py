@@ -12,12 +12,17 @@ environment. What it registers under the name prefix_rft:
 The advantage is verl's own: grpo, not divided by the standard deviation. compute_score is the
 reward. bridges/verl_data.py writes the data.
 
-What was tested: these pieces, with a server and a queue that are stand-ins. No training run was
-made with verl. The command line stands in bridges/README.md.
+What was tested: these pieces, with a server and a queue that are stand-ins, and the whole of verl
+on a CPU for two steps (bridges/check.py). The command line stands in bridges/README.md.
 """
 
 import numpy as np
 import torch
+
+from bridges.packages import VERL, need
+
+need(["verl", "transfer_queue", "tensordict"], VERL)
+
 import transfer_queue as tq
 from tensordict import TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register

@@ -8,6 +8,10 @@ agent loop of bridges/verl.py, test.parquet without, because the loop is not tol
 import sys
 from pathlib import Path
 
+from bridges.packages import VERL, need
+
+need(["datasets"], VERL)
+
 from datasets import Dataset
 
 from eval import InputError, chat_turns, demonstrations, exit_on_mistake, load_problems

@@ -10,6 +10,7 @@ gpu.py - what a GPU makes of this repository. Parts print as they go; one may fa
     stats       token_stats of 8k tokens: seconds, peak memory
     update      Prefix-RFT by stages, MFU of the update, peak memory; 0.5B and 1.5B, 2k and 8k
     toy         Prefix-RFT on the toy with large batches
+    memory      what should fit on which card, with and without --offload: arithmetic, no GPU needed
 
 A floor is bytes that must be read, weights once and live keys and values once, divided by the
 bandwidth of a plain copy measured here. MFU counts 6 operations a parameter and token, and 989
@@ -17,9 +18,12 @@ TFLOP/s (H100 and H200 in bf16).
 
     python -m experiments.gpu                     all parts on a CUDA GPU: some ten minutes
     python -m experiments.gpu --part roofline     one of them
+    python -m experiments.gpu --part memory       a table of what fits, on any machine
     python -m experiments.gpu --dry               all of them at toy sizes on the CPU: do they run?
 """
 
+import itertools
+import math
 import sys
 import time
 import traceback
@@ -35,7 +39,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 import idft
 import prefix_rft
 import toy
-from ddt import response_stats
+from ddt import CHUNK, response_stats
 from eval import InputError, flag, greedy_accuracy, new_sampler, run_script
 from sampler import Sampler, Slots, attention, draw
 
@@ -43,8 +47,11 @@ from sampler import Sampler, Slots, attention, draw
 SHAPES = {
     "0.5B": (151936, 896, 4864, 24, 14, 2),
     "1.5B": (151936, 1536, 8960, 28, 12, 2),
+    "3B": (151936, 2048, 11008, 36, 16, 2),
+    "7B": (152064, 3584, 18944, 28, 28, 4),
     "dry": (512, 64, 128, 2, 4, 2),
 }
+CARDS = [24, 48, 80, 141]        # GB
 PEAK_FLOPS = 989e12
 GPU = SimpleNamespace(
     device=torch.device("cuda"), dtype=torch.bfloat16, small="0.5B", large="1.5B",
@@ -62,7 +69,7 @@ def random_model(name, device, dtype):
     vocabulary, hidden, mlp, layers, heads, kv_heads = SHAPES[name]
     config = Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=mlp,
                          num_hidden_layers=layers, num_attention_heads=heads,
-                         num_key_value_heads=kv_heads, tie_word_embeddings=True)
+                         num_key_value_heads=kv_heads, tie_word_embeddings=name != "7B")
     torch.manual_seed(0)
     with device:
         model = Qwen2ForCausalLM(config).to(dtype).eval()
@@ -276,8 +283,70 @@ def large_toy(size):
           f"each; greedy accuracy {before} -> {after}")
 
 
+def memory(name, offload, response, prompt=512):
+    """GB that Prefix-RFT needs on the card -> {what: GB}, and GB of main memory for --offload.
+
+    The update reads one row of prompt and response at a time (--micro_tokens at most that long);
+    "a row" is what each of --rows takes of the sampler's slab. Not counted: CUDA's own memory and
+    what the allocator loses, for which the table leaves a tenth of the card."""
+    vocabulary, hidden, mlp, layers, heads, kv_heads = SHAPES[name]
+    model = random_model(name, torch.device("meta"), torch.float32)
+    count = sum(p.numel() for p in model.parameters())
+    tokens = prompt + response
+
+    # Of the size of the model. Without --offload: float32, the sampler's bf16 twin, the bf16 copies
+    # that autocast makes in a forward pass. With it: bf16, and the largest gradient on its way.
+    need = {"weights": 8 * count, "gradients": 4 * count, "moments": 8 * count}
+    if offload:
+        need = {"weights": 2 * count, "gradients": 2 * vocabulary * hidden, "moments": 0}
+
+    # The residual stream in front of every layer, bf16 with --offload, else float32; what the one
+    # layer that is computed again keeps (counted with saved_tensors_hooks on a CPU), and as much
+    # again for its gradients.
+    stream = layers * tokens * hidden * (2 if offload else 4)
+    inside = tokens * 2 * (4 * mlp + (12 if offload else 17) * hidden)
+    need["activations"] = stream + 2 * inside
+
+    # token_stats holds some five float32 tensors of a chunk, and the head's gradient twice.
+    chunk = min(CHUNK["cuda"], math.ceil(tokens / 4) * vocabulary)
+    need["logits"] = 5 * 4 * chunk + 2 * 2 * vocabulary * hidden
+
+    # Keys and values in bf16, of every token of a row in every layer.
+    need["a row"] = tokens * layers * 2 * kv_heads * (hidden // heads) * 2
+    main = 16 * count if offload else 0
+    return {what: size / 1e9 for what, size in need.items()}, main / 1e9
+
+
+def rows_that_fit(need, card):
+    """How many responses a card of so many GB samples side by side, 64 at most; 0: no update."""
+    room = 0.9 * card
+    update = sum(need.values()) - need["a row"]
+    if update > room:
+        return 0
+    # While it samples there are no gradients, activations or logits.
+    return min(64, int((room - need["weights"] - need["moments"]) / need["a row"]))
+
+
+def what_fits(size):
+    """The table: GB on the card by part, and how many rows a card samples side by side."""
+    models = ["dry"] if size.models == ["dry"] else ["0.5B", "1.5B", "3B", "7B"]
+    print("GB on the card, row by row of 512 + response tokens; then how many such rows a card\n"
+          "samples side by side (64 at most; - where the update does not fit).\n")
+    columns = ["weights", "gradients", "moments", "activations", "logits", "a row"]
+    print("model  response  offload ", *columns, " update  main memory", end="")
+    print(*[f"{card:5} GB" for card in CARDS], sep="")
+    for response, name, offload in itertools.product((2048, 8192), models, (False, True)):
+        need, main = memory(name, offload, response)
+        print(f"{name:5} {response:9}  {'yes' if offload else 'no':7} ", end="")
+        for what in columns:
+            print(f"{need[what]:{len(what) + 1}.2f}", end="")
+        print(f"{sum(need.values()) - need['a row']:8.1f}{main:13.0f}", end="")
+        print(*[f"{rows_that_fit(need, card) or '-':>8}" for card in CARDS], sep="")
+
+
 PARTS = {"kernels": kernels, "shapes": shapes, "attention": layer_attention, "draw": drawing,
-         "step": step, "roofline": roofline, "stats": stats, "update": update, "toy": large_toy}
+         "step": step, "roofline": roofline, "stats": stats, "update": update, "toy": large_toy,
+         "memory": what_fits}
 
 
 @dataclass
@@ -287,7 +356,7 @@ class Flags:
 
 
 def main(flags):
-    if not flags.dry and not torch.cuda.is_available():
+    if not flags.dry and flags.part != "memory" and not torch.cuda.is_available():
         raise InputError("torch finds no CUDA GPU on this machine: add --dry, or take another one")
     failed = []
     for name, part in PARTS.items():

@@ -8,7 +8,8 @@ import json
 import math
 import os
 import re
-import shlex
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import idft
 import prefix_rft
+import toy
+from bridges import check
+from bridges.check import printed
 from ddt import response_stats
-from eval import demo_ids, load_model, load_problems, prompt_ids
+from eval import demo_ids, load_model, load_problems, prompt_ids, stop_ids
+from sampler import Sampler
 
 CPU = torch.device("cpu")
 N, ROOM = 4, 100                        # rollouts of a problem, longest response
@@ -119,6 +124,22 @@ def test_trainer_takes_our_step_for_every_micro_batching(tiny_checkpoint, tmp_pa
         idft.compute_loss(outputs, labels, loss=loss) / 4)
     trainer.train()
     assert distance(theirs, ours) > 2e-5
+
+
+@needs_trainer
+def test_trainer_goes_on_from_a_checkpoint(tiny_checkpoint, tmp_path):
+    from bridges import trainer
+    weights = []
+    for name, checkpoint in (("whole", None), ("resumed", tmp_path / "whole" / "checkpoint-1")):
+        model, tokenizer = load_model(tiny_checkpoint, CPU)
+        args = TrainingArguments(
+            str(tmp_path / name), max_steps=2, save_steps=1, learning_rate=1e-2, use_cpu=True,
+            per_device_train_batch_size=2, report_to="none", disable_tqdm=True,
+            resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.main(model, tokenizer, UNEQUAL, args)
+        weights.append(model)
+    assert not (tmp_path / "resumed" / "checkpoint-1").exists()
+    assert distance(*weights) == 0 and distance(weights[0], load_model(tiny_checkpoint, CPU)[0]) > 0
 
 
 @needs_trl
@@ -369,15 +390,6 @@ def test_answers_in_texts_and_in_chats():
 
 # ---- the printed lines --------------------------------------------------------------------------
 
-def printed(start):
-    """The commands of bridges/README.md that start so, as lists of words."""
-    text = (ROOT / "bridges" / "README.md").read_text()
-    lines = []
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        lines += block.replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line.startswith(start)]
-
-
 # What a CPU without vLLM needs; sizes.
 CPU_FLAGS = ["--use_cpu", "--ddp_backend", "gloo", "--bf16", "False", "--report_to", "none",
              "--gradient_checkpointing", "False"]
@@ -447,9 +459,12 @@ def test_the_printed_lines_run(tiny_checkpoint, gsm8k, tmp_path):
 @needs_trainer
 @pytest.mark.parametrize("words, said", [
     ([], "the following arguments are required: model, data"),
-    (["toy", "missing.jsonl", "--output_dir", "out"], "missing.jsonl cannot be read: [Errno 2] No such file"),
+    (["toy", "missing.jsonl", "--output_dir", "out"],
+     "missing.jsonl cannot be read: [Errno 2] No such file"),
     (["nowhere", "{data}", "--output_dir", "out"], "--model nowhere is no directory"),
     (["toy", "{data}", "--output_dir", "out", "--no_flag", "1"], "--no_flag"),
+    (["toy", "{data}", "--output_dir", "out", "--resume_from_checkpoint", "nowhere"],
+     "--resume_from_checkpoint nowhere holds no trainer_state.json"),
     (["toy", "{data}", "--output_dir", "out", "--warmup_steps", "-1"], "warmup_steps")])
 def test_a_mistake_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys, words, said):
     from bridges import trainer
@@ -462,6 +477,196 @@ def test_a_mistake_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys, words, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, missing, said", [
+    ("trainer", ["accelerate"], "pip install accelerate"),
+    ("trl_sft", ["trl"], "pip install trl==1.16.0 datasets"),
+    ("trl_grpo", ["datasets"], "pip install trl==1.16.0 datasets"),
+    ("trl_prefix_rft", ["trl", "datasets"], "pip install trl==1.16.0 datasets"),
+    ("verl", ["verl", "tensordict"], 'pip install "verl[vllm]==0.9.1" sympy'),
+    ("verl_data", ["datasets"], 'pip install "verl[vllm]==0.9.1" sympy')])
+def test_a_missing_package_is_one_sentence(monkeypatch, capsys, name, missing, said):
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package, None)
+    for module in [name for name in sys.modules if name.startswith("bridges.")]:
+        monkeypatch.delitem(sys.modules, module)               # imported when all was there
+    monkeypatch.setattr(sys, "argv", [name, "toy", "toy"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(f"bridges.{name}", run_name="__main__")
+    assert caught.value.code == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and error.endswith(said)
+    for package in missing:
+        assert package in error
+
+
+@needs_trl
+@pytest.mark.filterwarnings("ignore")
+def test_a_missing_vllm_is_one_sentence(gsm8k, tmp_path, monkeypatch, capsys):
+    import trl
+    from bridges import trl_grpo
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr(sys, "argv", ["trl_grpo", "toy", str(gsm8k), "--output_dir",
+                                      str(tmp_path / "out"), "--bf16", "False", "--use_vllm"])
+    with pytest.raises(SystemExit) as caught:
+        trl_grpo.run_bridge(trl_grpo.main, trl.GRPOConfig, require=("answer",))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: vllm is not installed here: pip install trl[vllm]==1.16.0 datasets"
+
+
+# ---- into your own run --------------------------------------------------------------------------
+
+OWN_RUNS = re.findall(r"```python\n(.*?)```", (ROOT / "bridges" / "README.md").read_text(), re.S)
+
+
+def test_what_is_pasted_into_your_own_run_names_what_exists():
+    """Without TRL: short, valid, and of our files only what they define."""
+    assert len(OWN_RUNS) == 2
+    for block in OWN_RUNS:
+        assert len([line for line in block.splitlines() if line.strip()]) <= 10
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                source = (ROOT / f"{node.module.replace('.', '/')}.py").read_text()
+                defined = {n.name for n in ast.parse(source).body if hasattr(n, "name")}
+                assert {alias.name for alias in node.names} <= defined
+
+
+@needs_trl
+@pytest.mark.filterwarnings("ignore")
+def test_your_own_grpo_script_gets_prefixes(tiny_checkpoint, tmp_path):
+    import datasets
+    model, tokenizer = load_model(tiny_checkpoint, CPU)
+    seen = []
+
+    def reward(completion_ids, solution, **_):
+        for ids, prefix, text in zip(completion_ids, yours["trainer"].prefixes, solution):
+            assert ids[:len(prefix)] == prefix == demo_ids(tokenizer, text)[:len(prefix)]
+            seen.append(len(prefix))
+        return [parity(ids) for ids in completion_ids]
+
+    rows = []
+    for problem in word_problems(6):
+        prompt = [{"role": "user", "content": problem["problem"]}]
+        rows.append({"prompt": prompt, "solution": problem["solution"]})
+    yours = {"model": model, "tokenizer": tokenizer, "reward": reward,
+             "dataset": datasets.Dataset.from_list(rows)}
+    yours["settings"] = trl_sgd(lambda out, **settings: settings, tmp_path, num_generations=4,
+                                max_completion_length=ROOM, per_device_train_batch_size=8)
+    exec(OWN_RUNS[0].replace('"runs/own"', f'"{tmp_path}", **settings'), yours)
+    assert [L > 0 for L in seen] == [False, False, False, True] * 2
+    assert yours["trainer"].state.global_step == 1
+
+
+@needs_trl
+@pytest.mark.filterwarnings("ignore")
+def test_your_own_sft_script_learns_by_idft(tiny_checkpoint, tmp_path):
+    """IDFT there is idft.py's; TRL's loss_type="dft" is our loss="dft", and another step."""
+    import datasets
+    import trl
+    from bridges.trl_sft import IDFTTrainer
+    model, tokenizer = load_model(tiny_checkpoint, CPU)
+    rows = []
+    for problem in UNEQUAL:                          # as TRL has them; it adds the end of the text
+        prompt = tokenizer.decode(prompt_ids(tokenizer, problem["problem"]))
+        rows.append({"prompt": prompt, "completion": problem["solution"]})
+
+    def script(**more):
+        args = trl_sgd(trl.SFTConfig, tmp_path, per_device_train_batch_size=8, **more)
+        return {"model": copy.deepcopy(model), "tokenizer": tokenizer, "args": args,
+                "dataset": datasets.Dataset.from_list(rows)}
+
+    yours = script()
+    exec(OWN_RUNS[1], yours)
+    assert distance(yours["model"], own_idft_step(model, tokenizer, "idft")) < 1e-6
+
+    theirs, ours = script(loss_type="dft"), script()
+    for Trainer, run, more in ((trl.SFTTrainer, theirs, {}),
+                               (IDFTTrainer, ours, {"weighting": {"loss": "dft"}})):
+        Trainer(run["model"], run["args"], train_dataset=run["dataset"],
+                processing_class=tokenizer, **more).train()
+    assert distance(theirs["model"], ours["model"]) < 1e-6
+    assert distance(theirs["model"], yours["model"]) > 1e-4
+
+
+# ---- real engines -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("engine", ["trl", "verl"])
+def test_a_real_engine_takes_our_step(engine):
+    """Minutes. The environments are those of bridges/README.md, under "The check"."""
+    variable = f"{engine.upper()}_PYTHON"
+    if variable not in os.environ:
+        pytest.skip(f"{variable} does not name the python of an environment with {engine}")
+    done = subprocess.run([os.environ[variable], "-m", "bridges.check", engine], cwd=ROOT,
+                          capture_output=True, text=True, timeout=3000)
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    words = [line.split()[:2] for line in done.stdout.splitlines()[2:]]
+    assert words == [["good", name] for name in CHECKS]
+
+
+CHECKS = ["prefixes", "kept", "ratio", "one", "control", "sync"]
+
+
+def leave_rollouts(path, model, tokenizer, step=0):
+    """What an engine leaves for bridges.check: here prefix_rft.py's own rollouts."""
+    flags = prefix_rft.Flags(n=check.N, max_new_tokens=check.ROOM, seed=step, steps=10)
+    problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train", 8), check.ROOM)
+    rollouts = prefix_rft.sample_rollouts(Sampler(model), tokenizer, problems, flags, step,
+                                          stop_ids(model, tokenizer))
+    rows = []
+    for r in rollouts:
+        rows.append({"prompt": r.prompt, "response": r.response, "prefix": r.prefix_length,
+                     "reward": parity(r.response), "ratio": torch.ones(len(r.response))})
+    _, done = check.own_update(model, rows)
+    for row, r in zip(rows, done):
+        row["adv"] = r.adv
+    torch.save(rows, path)
+
+
+@pytest.fixture(scope="module")
+def engine(small_base, tmp_path_factory):
+    """A folder as an engine leaves it when everything is right."""
+    folder = tmp_path_factory.mktemp("engine")
+    model, tokenizer = small_base
+    for step, name in enumerate(["base", "first", "second"]):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        leave_rollouts(folder / f"rollouts{step + 1}.pt", model, tokenizer, step)
+        model, _ = check.own_update(model, torch.load(folder / f"rollouts{step + 1}.pt"))
+    return folder
+
+
+def spoil(name, rows, folder, weights):
+    """Make one thing wrong."""
+    hybrid = next(r for r in rows[0] if r["prefix"])
+    if name == "prefixes":
+        hybrid["response"][0] += 1
+    if name == "kept":
+        hybrid["adv"][:hybrid["prefix"]] = 1.0
+    if name == "ratio":
+        hybrid["ratio"][0] = 1.3
+    if name == "one":
+        base, _ = load_model(str(folder / "base"), CPU)
+        check.own_update(base, rows[0], "all")[0].save_pretrained(weights[0])
+    if name == "sync":
+        rows[1] = rows[0]
+
+
+@pytest.mark.parametrize("spoilt", ["nothing", "prefixes", "kept", "ratio", "one", "sync"])
+def test_the_check_finds_what_is_wrong(engine, tmp_path, spoilt):
+    folder = tmp_path / "engine"
+    shutil.copytree(engine, folder)
+    weights = [folder / "first", folder / "second"]
+    rows = [torch.load(folder / f"rollouts{step}.pt") for step in (1, 2)]
+    spoil(spoilt, rows, folder, weights)
+    for step in (1, 2):
+        torch.save(rows[step - 1], folder / f"rollouts{step}.pt")
+    lines = check.compare(folder, weights, toy.tokenizer(), toy.problems("train", 8))
+    assert [name.split()[0] for _, name, _ in lines] == CHECKS
+    bad = [name.split()[0] for good, name, _ in lines if not good]
+    assert bad[:1] == ([] if spoilt == "nothing" else [spoilt]), lines
 
 
 # ---- verl ---------------------------------------------------------------------------------------

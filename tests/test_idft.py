@@ -15,11 +15,13 @@ import pytest
 import torch
 from conftest import refusal, run_here, small_model, word_problems
 from kill import assert_equal_runs, killed_and_resumed, logged, undisturbed, untimed
+from test_ddt import MODELS, build
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import idft
 import toy
-from ddt import logp_entropy, pad_rows
+from ddt import batch_stats, logp_entropy, micro_batches, pad_rows, token_stats
 from eval import InputError, load_model, parse_flags
 from idft import (Flags, compute_loss, draw_batch, learning_rate, strength_at, supervised_step,
                   token_gamma, token_weight)
@@ -368,31 +370,153 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     assert not unchanged() and state == {"step": 3, "bad": 0}
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_activation_checkpointing_is_active_and_changes_no_gradient(kind):
-    model, rows = small_model(kind, attention_dropout=0.5), small_rows()
-    plain, _ = step_gradients(model, rows)
+# ---- memory: recomputed activations, weights in main memory -------------------------------------
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recomputed_activations_are_those_that_were_kept(name):
+    """Values and gradients, bit for bit: no dropout wakes up, not even where a layer asks itself
+    whether it is training. And the layers really run again."""
+    kept = build(name)
+    model = copy.deepcopy(kept)
     idft.checkpoint_activations(model)
+    ids = torch.arange(3, 27).view(2, 12)
+    calls, found = [], []
+    for one in (kept, model):
+        for layer in one.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                for part in layer.children():
+                    part.register_forward_pre_hook(lambda *_: calls.append(1))
+        values = torch.stack(token_stats(one, ids, torch.ones_like(ids)))
+        forward = len(calls)
+        (values ** 2).sum().backward()
+        found.append([values, *(p.grad for p in one.parameters() if p.grad is not None)])
+        assert (len(calls) > forward) == (one is model)
+        calls.clear()
+        assert forward and not any(module.training for module in one.modules())
+    assert len(found[0]) == len(found[1])
+    for one, other in zip(*found):
+        assert torch.equal(one, other)
+
+
+def test_only_a_micro_batch_that_would_keep_much_is_recomputed():
+    model = small_model()
+    rows = [([5], [6] * 9)]                                    # 10 tokens of 32 numbers, two layers
     calls = []
-    layer = model.model.layers[1]
-    layer.mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    recomputed, _ = step_gradients(model, rows)
-    assert len(calls) == 2                                     # the layer really runs again
-    assert (plain - recomputed).norm() <= 1e-6 * plain.norm()  # and no dropout woke up
-    assert not layer.self_attn.training and not model.training
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    for above, runs in ((10 * 32 * 100 * 2, 1), (10 * 32 * 100 * 2 - 1, 2)):
+        recomputing = copy.deepcopy(model)
+        idft.checkpoint_activations(recomputing, above)
+        calls.clear()
+        step_gradients(recomputing, rows)
+        assert len(calls) == runs
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_on_a_gpu_activations_are_recomputed_and_adamw_is_fused(keep, tmp_path, monkeypatch):
-    """Seen on a CPU, which is told that it is a GPU."""
+def test_a_run_recomputes_unless_told_otherwise(keep, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(idft, "KEEP", 0)
+    _, model, *_ = idft.start_run(Flags(model=tiny_checkpoint, out=str(tmp_path / "run"),
+                                        device="cpu", keep_activations=keep))
+    calls = []
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    batch_stats(model, small_rows(1))[0].sum().backward()
+    assert len(calls) == (1 if keep else 2) and not list(tmp_path.iterdir())
+
+
+def test_a_copy_of_a_model_that_recomputes_stands_alone():
     model = small_model()
-    monkeypatch.setattr(idft, "pick_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(idft, "load_model", lambda *args: (model, None))
-    idft.start_run(Flags(out=str(tmp_path / "run"), keep_activations=keep))
-    assert model.model.layers[0].training == (not keep)
-    on_gpu = SimpleNamespace(parameters=model.parameters, device=torch.device("cuda"))
-    assert idft.new_optimizer(on_gpu).defaults["fused"] and not list(tmp_path.iterdir())
-    assert idft.new_optimizer(model).defaults["fused"]
+    idft.checkpoint_activations(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in twin.model.layers.parameters():
+            p.zero_()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(twin.model.layers[0](twin.model.embed_tokens(ids),
+                                            position_embeddings=(torch.ones(1), torch.ones(1))),
+                       twin.model.embed_tokens(ids))
+
+
+def train(model, optimizer, steps, first=0, **settings):
+    for step in range(first, first + steps):
+        rows = small_rows(16, seed=step)
+        supervised_step(model, optimizer, rows, 1e-3, Flags(**settings))
+
+
+def weights(optimizer):
+    return optimizer.param_groups[0]["params"]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_offloaded_training_is_the_same_where_the_arithmetic_is_float32(kind):
+    """Five steps of 16 micro-batches: every weight, bit for bit."""
+    plain = small_model(kind, tie_word_embeddings=True)
+    model = copy.deepcopy(plain)
+    optimizer = idft.OffloadedAdamW(model, torch.device("cpu"), torch.float32)
+    train(plain, idft.new_optimizer(plain), 5, micro_tokens=1)
+    train(model, optimizer, 5, micro_tokens=1)
+    for expected, weight, copied in zip(plain.parameters(), weights(optimizer), model.parameters()):
+        assert torch.equal(weight, expected) and torch.equal(copied, expected)
+        assert weight.data_ptr() != copied.data_ptr() and weight.grad is copied.grad is None
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_offloaded_gradients_of_16_micro_batches_add_up(dtype, tolerance):
+    """The whole gradient, in float32, whatever the copy's precision, and not that of the first
+    micro-batch alone."""
+    def gradient(micro_tokens, rows=small_rows(16), count=None):
+        model = small_model()
+        optimizer = idft.OffloadedAdamW(model, torch.device("cpu"), dtype)
+        total = sum(len(response) for _, response in small_rows(16))
+        for group in micro_batches(rows, micro_tokens):
+            logp, _ = batch_stats(model, [rows[i] for i in group])
+            (-logp.sum() / total).backward()
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        return torch.cat([weight.grad.flatten() for weight in weights(optimizer)])
+
+    whole, cut = gradient(10**6), gradient(1)
+    assert whole.dtype == torch.float32
+    assert (whole - cut).norm() < tolerance * whole.norm()
+    first = gradient(1, small_rows(16)[:1])
+    assert (whole - first).norm() > 0.3 * whole.norm()
+
+
+def test_a_small_step_of_an_offloaded_model_is_not_lost():
+    """1e-6 is below bf16's grain at most weights; a thousand of them are not."""
+    model = small_model()
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer = idft.OffloadedAdamW(model, torch.device("cpu"))
+    rows = small_rows()
+    supervised_step(model, optimizer, rows, 1e-6, Flags(loss="sft"))
+    moved = torch.cat([(w != old).flatten() for w, old in zip(weights(optimizer), start)])
+    seen = torch.cat([(p != old.bfloat16()).flatten() for p, old in zip(model.parameters(), start)])
+    learning = torch.cat([(optimizer.state[w]["exp_avg"] != 0).flatten()
+                          for w in weights(optimizer)])
+    assert moved[learning].float().mean() > 0.95 and seen.float().mean() < 0.05
+    for _ in range(20):
+        supervised_step(model, optimizer, rows, 1e-3, Flags(loss="sft"))
+    for p, weight in zip(model.parameters(), weights(optimizer)):
+        assert weight.dtype == torch.float32 and torch.equal(p, weight.bfloat16())
+
+
+def test_an_offloaded_run_resumes_bit_for_bit_and_saves_float32(tiny_checkpoint, tmp_path):
+    def start(out, resume=False):
+        return idft.start_run(Flags(model=tiny_checkpoint, out=str(tmp_path / out), offload=True,
+                                    device="cpu", resume=resume))
+
+    _, model, _, optimizer, _ = start("whole")
+    train(model, optimizer, 6)
+    out, half, tokenizer, half_optimizer, state = start("half")
+    train(half, half_optimizer, 3)
+    idft.save_checkpoint(out, half, tokenizer, half_optimizer, {**state, "step": 3})
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+    saved = AutoModelForCausalLM.from_pretrained(out / "checkpoint")
+    for p, weight in zip(saved.parameters(), weights(half_optimizer)):
+        assert p.dtype == torch.float32 and torch.equal(p, weight)
+    _, resumed, _, resumed_optimizer, state = start("half", resume=True)
+    assert state["step"] == 3
+    train(resumed, resumed_optimizer, 3, first=3)
+    for one, other in zip(weights(optimizer), weights(resumed_optimizer)):
+        assert torch.equal(one, other)
 
 
 # ---- runs: checkpoints, resume, refusals --------------------------------------------------------
