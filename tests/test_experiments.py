@@ -699,8 +699,8 @@ def test_reverse_kl_against_a_loop():
     teacher = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
     found = distill.reverse_kl(logits, teacher)
     for row in range(4):
-        p = [math.exp(x) for x in logits[row].log_softmax(-1)]
-        q = [math.exp(x) for x in teacher[row].log_softmax(-1)]
+        p = logits[row].softmax(-1).tolist()
+        q = teacher[row].softmax(-1).tolist()
         # Of the student against the teacher: the other direction is another number.
         assert found[row].item() == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q)))
         assert found[row].item() != pytest.approx(sum(b * math.log(b / a) for a, b in zip(p, q)))
@@ -747,7 +747,7 @@ def test_a_distillation_step_pulls_towards_the_hinted_stream(small_world, small_
     teacher = copy.deepcopy(model)
     optimizer = idft.new_optimizer(model)
     lost = [distill.distill_step(model, teacher, optimizer, answers, 1e-3)["loss"] for _ in range(4)]
-    assert lost == sorted(lost, reverse=True) and lost[-1] < lost[0]
+    assert lost[-1] < 0.95 * lost[0]
     assert same_weights(teacher, small_base[0]) and not same_weights(model, small_base[0])
 
 
