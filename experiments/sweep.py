@@ -237,7 +237,7 @@ def tuned_cell(row, arm):
     if "lr" in arm:
         return "-"
     cell = f"{row['lr']:.0e}"
-    if "sft_lr" in row["settings"]:
+    if arm.get("two_stages"):
         share = row["settings"]["supervised"]
         cell = f"{row['settings']['sft_lr']:.0e} for {share:.0%}, then {cell}"
     if "tune_like" in arm:
