@@ -31,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 from transformers import PreTrainedModel
 
-from eval import (InputError, demo_ids, demonstrations, flag, load_model, load_problems,
-                  new_sampler, pick_device, printable, prompt_ids, run_script, stop_ids)
+from eval import (InputError, context_length, encode, flag, load_model, load_problems, new_sampler,
+                  pick_device, printable, run_script, stop_ids)
 
 # How many logits token_stats computes at once: 64 MB on a CPU, whose memory fragments otherwise,
 # 1 GB on a GPU, since every chunk adds to the head's bf16 gradient, and every addition rounds.
@@ -323,15 +323,15 @@ def main(flags):
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
 
     # The texts: what the model writes at three temperatures, and the demonstrations.
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
+    rows = encode(tokenizer, problems, context_length(model))
+    prompts = [row["prompt"] for row in rows]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens)
     stop = stop_ids(model, tokenizer)
     responses = {}                                                   # kind -> lists of ids
     for temperature in (0.5, 1, 1.5):
         samples = sampler(prompts, 1, room, stop, temperature, seed=flags.seed)
         responses[f"T = {temperature}"] = [sample.tokens for sample in samples]
-    demos = [demo_ids(tokenizer, demonstrations(problem)[0]) for problem in problems]
-    responses[FOREIGN] = [demo[:room] for demo in demos]
+    responses[FOREIGN] = [row["demos"][0][:room] for row in rows]
 
     # Every text is read once, at temperature 1.
     tokens, texts = {}, {}                                           # kind -> name -> values

@@ -6,8 +6,10 @@ avg@n, the measure of Prefix-RFT (https://arxiv.org/abs/2507.01679: temperature 
 pass@k is the chance that one of k answers is right (2107.03374). The 95 % interval draws the
 *problems* anew: n answers to one problem are not n independent facts.
 
-What a user can get wrong - a flag, a line of a file, a checkpoint - is met here, by an InputError:
-one sentence that says where, what, and how to mend it.
+Read `evaluate` and, for what a model is shown and where its answer ends, `prompt_ids` to `encode`.
+The rest may be skipped: what a user can get wrong - a flag, a line of a file, a checkpoint, a second
+run in one folder - is met there, by an InputError: one sentence that says where, what, and how to
+mend it. `blame` makes such a sentence of a library's error; `at` and `writing` are two uses of it.
 
 Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
@@ -23,6 +25,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 import time
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -33,6 +36,7 @@ import numpy as np
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers.utils import find_adapter_config_file
 
 import toy
 from reward import extract_answer, rewards
@@ -52,6 +56,10 @@ ALIASES = {"problem": ("problem", "question", "prompt"),
 FORMS = {"problem": 'a text or a chat [{"role": "user", "content": "..."}]',
          "solution": "a text or a list of texts", "answer": "a text or a number"}
 
+# Advice of libraries that would not help here, or do harm; and how they say that memory is full
+ADVICE = re.compile(r"This file can still|In PyTorch 2.6|Please pass the arg|If this is a private")
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
+
 
 class InputError(ValueError):
     """Something the user gave is wrong. One sentence: the flag or file, the fault, the mend."""
@@ -63,8 +71,17 @@ def blame(cause, mend="", errors=Exception):
     try:
         yield
     except errors as error:
-        words = printable(str(error))[:200] or type(error).__name__
+        words = printable(str(error)) or type(error).__name__
+        if not isinstance(error, InputError):
+            if memory_is_full(error):
+                raise                                    # Not the cause; run_flags knows the mend
+            words = ADVICE.split(words)[0][:200].rstrip()
         raise InputError(f"{cause}: {words}{mend}") from None
+
+
+def memory_is_full(error):
+    """Of the host or of a GPU; libraries have many words for it."""
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))
 
 
 def printable(text):
@@ -123,20 +140,52 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
 def run_script(main, Flags, toy_defaults={}, methods={}):
     """The last line of every script."""
     transformers.logging.set_verbosity_error()
+    # At every new shape cuDNN's attention takes a good part of a second, and micro-batches have many
+    torch.backends.cuda.enable_cudnn_sdp(False)
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
-    exit_on_mistake(lambda: main(parse_flags(Flags, None, toy_defaults, methods)))
+    exit_on_mistake(run_flags, main, Flags, toy_defaults, methods)
+
+
+def run_flags(main, Flags, toy_defaults, methods):
+    flags = parse_flags(Flags, None, toy_defaults, methods)
+    if vars(flags).get("model", "toy") == "toy":
+        torch.set_num_threads(1)         # Sums depend on how many; for the toy more are no faster
+    try:
+        main(flags)
+    except (MemoryError, RuntimeError) as error:
+        if not memory_is_full(error):
+            raise
+        names = [name for name in ("micro_tokens", "rows", "max_new_tokens") if name in vars(flags)]
+        raise InputError(f"out of memory: lower --{' or --'.join(names)}; {str(error)[:100]}")
 
 
 def exit_on_mistake(main, *args):
     """main(*args), in which a user's mistake becomes one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):               # Not every terminal has every character
+            stream.reconfigure(errors="replace")
     try:
         main(*args)
-    except (InputError, OSError) as error:               # OSError: disk full, no permission, ...
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:                              # As in `| head`
+        hush()
+        sys.exit(141)
+    except (InputError, OSError) as error:
+        words = printable(str(error))
+        if isinstance(error, OSError) and error.filename is None:
+            words = f"standard output cannot be written: {words}"
+            hush()
+        print(f"error: {words}", file=sys.stderr)
+        sys.exit(2)
+
+
+def hush():
+    """Nothing more to standard output: Python would complain once more when it ends."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def pick_device(name):
@@ -147,46 +196,127 @@ def pick_device(name):
     return torch.device("cuda" if gpu and name != "cpu" else "cpu")
 
 
-# ---- files and problems -------------------------------------------------------------------------
+# ---- runs: who may write to --out, and what --resume must find again ----------------------------
 
-def new_run(out, resume):
-    """Path(out), if a run may start or go on there. Not made yet: a refused run leaves nothing."""
-    out = Path(out)
+# Flags that --resume may change, since they belong to the machine: these change the last bits of
+# the numbers, those nothing. All others decide where a run ends.
+ROUNDING = ("device", "rows", "micro_tokens", "keep_activations", "offload")
+MACHINE = (*ROUNDING, "save_every")
+OPTIMISATION = ("steps", "epochs", "batch", "mini_batches", "lr", "warmup")
+
+
+def check_run(flags):
+    """--out and --resume -> (Path, what flags.json says of the run to go on with, or None). Nothing
+    is made yet: a refused run leaves nothing. A resumed run gets back its number of threads."""
+    out, resume = Path(flags.out), vars(flags).get("resume", False)
+    with blame(f"--out {flags.out}", "; name another directory", OSError):
+        place = next(p for p in [out, *out.absolute().parents] if os.path.lexists(p))
+        if not flags.out or not place.is_dir() or not os.access(place, os.W_OK):
+            raise InputError(f"--out {flags.out!r}: {place} is no directory that can be written to")
+        # A kill in the first moments leaves no more than a lock and half a file.
+        files = out.iterdir() if out.is_dir() else []
+        begun = any(file.suffix != ".tmp" and file.name != ".lock" for file in files)
     if resume and not out.is_dir():
         raise InputError(f"--resume: there is no run in {out}, leave it out")
-    if not resume and out.is_dir() and any(out.iterdir()):
+    if not resume and begun:
         raise InputError(f"--out {out} already holds a run: add --resume or name another --out")
-    place = next(place for place in [out, *out.absolute().parents] if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"--out {out}: {place} is no directory that can be written to")
-    return out
+    if not begun:
+        return out, None
+
+    lock(out)
+    file = out / "flags.json"
+    with blame(f"--resume: {file} is damaged", "; name another --out"):
+        before = json.loads(file.read_text(encoding="utf-8"))
+        settings, threads = dict(before["flags"]), before["threads"]
+        dict(before["checksum"])
+        if threads not in range(1, 1025):
+            raise InputError(f"threads {threads} is no number from 1 to 1024")
+    for name, value in settings.items():
+        if name not in MACHINE and vars(flags).get(name) != value:
+            raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
+    torch.set_num_threads(threads)
+    return out, before
+
+
+def open_run(flags, **inputs):
+    """Claim --out as soon as nothing can be refused any more -> (Path, what its flags.json holds).
+    inputs: all that the run reads, by the flag that names it; --resume must find it unchanged."""
+    with blame(f"--out {flags.out}", "; name another directory", OSError):
+        Path(flags.out).mkdir(parents=True, exist_ok=True)
+        lock(Path(flags.out))
+    out, before = check_run(flags)                       # Again: another run may have begun since
+    settings = {**asdict(flags), "device": pick_device(flags.device).type}
+    del settings["out"]
+    settings.pop("resume", None)
+    checksum = {}
+    for name, value in inputs.items():
+        checksum[name] = zlib.crc32(json.dumps(value).encode())
+    record = {"flags": settings, "threads": torch.get_num_threads(), "checksum": checksum}
+    print_settings(settings, record["threads"])
+    if before is None:
+        write_file(out / "flags.json", json.dumps(record, indent=2) + "\n")
+        return out, record
+
+    for name, value in checksum.items():
+        if before["checksum"].get(name) != value:
+            raise InputError(f"--resume: --{name} {settings[name]} is not what this run began with:"
+                             " bring that back or name another --out")
+    # What may change nothing but the last bits.
+    changed = [name for name in ROUNDING if before["flags"].get(name) != settings.get(name)]
+    if before["threads"] > os.cpu_count() or before["threads"] != torch.get_num_threads():
+        changed.append(f"its {before['threads']} threads")
+    if changed:
+        print(f"resumed with other {', '.join(changed)}: the last bits may differ")
+    return out, before
+
+
+def lock(out):
+    """Keep other processes out of --out until this one ends, even by SIGKILL. Windows and some file
+    systems have no such lock."""
+    try:
+        import fcntl
+        file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"--out {out}: another run is at work there, name another") from None
+    except (ImportError, OSError):
+        pass
+
+
+def print_settings(settings, threads):
+    """The flags of a run in three groups."""
+    groups = {"method": [], "optimisation": [], "machine": [f"threads {threads}"]}
+    for name, value in settings.items():
+        group = "machine" if name in MACHINE else "method"
+        if name in OPTIMISATION:
+            group = "optimisation"
+        groups[group].append(f"{name} {value}")
+    for group, words in groups.items():
+        print(textwrap.fill(f"{group:13} {', '.join(words)}", 100, subsequent_indent=" " * 14,
+                            break_long_words=False, break_on_hyphens=False))
+
+
+# ---- files and problems -------------------------------------------------------------------------
+
+def writing(path):
+    """An error inside says which file could not be written; a full disk has many names."""
+    return blame(f"{path} cannot be written", "; make room or name another --out")
 
 
 def write_file(path, text):
     """Replace path in one move: a kill leaves the old file or the new one."""
     beside = Path(f"{path}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    with writing(path):
+        try:
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def write_rows(path, rows):
     """The same with one JSON object a line."""
     write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def run_settings(flags):
-    """The flags that decide where a run ends, {name: value}: --resume must repeat them."""
-    settings = asdict(flags)
-    for name in ("out", "resume", "save_every", "device"):
-        settings.pop(name, None)
-    return settings
-
-
-def repeat_flags(before, now):
-    """InputError if a resumed run lacks a setting of its start: it would end elsewhere."""
-    for name, value in before.items():
-        if now.get(name) != value:
-            raise InputError(f"--resume: this run has --{name} {value}, repeat its flags")
 
 
 def read_log(path):
@@ -209,7 +339,7 @@ def read_rows(path):
     rows = []
     if text.lstrip().startswith("["):
         with blame(f"{path} is not valid JSON"):
-            for number, row in enumerate(json.loads(text), 1):
+            for number, row in enumerate(parse(text), 1):
                 rows.append((f"{path} item {number}", row))
     else:
         # Not splitlines: a text may hold U+2028
@@ -217,13 +347,35 @@ def read_rows(path):
             if line.strip():
                 place = f"{path} line {number}"
                 with blame(f"{place} is not valid JSON by itself"):
-                    rows.append((place, json.loads(line)))
+                    rows.append((place, parse(line)))
     for place, row in rows:
         with blame(f"{place} is not valid JSON by itself"):
             json.dumps(row, ensure_ascii=False).encode()        # Fails on half a character, \ud800
         if not isinstance(row, dict):
             raise InputError(f'{place} is no object like {{"problem": ..., "answer": ...}}')
     return rows
+
+
+def parse(text):
+    """JSON -> its value. InputError if an object has a key twice: one value would be lost."""
+    def unique(pairs):
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f'the key "{twice}" stands there twice')
+        return found
+    return json.loads(text, object_pairs_hook=unique)
+
+
+class Problem(dict):
+    """{"problem", "solution", "answer"}; .place is where it stands: "my.jsonl line 3"."""
+    place = "a problem"
+
+
+def at(problem):
+    """A mistake inside is blamed on the line of this problem."""
+    return blame(getattr(problem, "place", Problem.place), errors=InputError)
 
 
 def load_problems(path, require=("answer",), seed=0):
@@ -237,7 +389,8 @@ def load_problems(path, require=("answer",), seed=0):
     for place, row in read_rows(path):
         keys = ", ".join(row) or "none"
         with blame(place, f"; its keys are: {keys}; other formats: bridges/convert.py", InputError):
-            problems.append(to_problem(row, require))
+            problems.append(Problem(to_problem(row, require)))
+            problems[-1].place = place
     if not problems:
         raise InputError(f"{path} is empty: give one JSON object with problem and answer a line")
     return problems
@@ -245,11 +398,15 @@ def load_problems(path, require=("answer",), seed=0):
 
 def to_problem(row, require=()):
     """A row with our keys or their aliases, or of GSM8K -> a problem. InputError if a value has not
-    its form, if one in `require` is missing, or if the row is multiple choice."""
-    if row.get("choices") or row.get("options"):
-        raise InputError("the problem would lose its options")
+    its form, if one in `require` is missing, or if something of another format would be lost."""
     problem, solution, answer = [first_alias(row, key) for key in ALIASES]
-    if type(answer) in (int, float):
+    lost = ["choices", "options"]
+    if solution is None:
+        lost += ["target", "chosen", "messages"]
+    for key in lost:
+        if row.get(key):
+            raise InputError(f"its {key} would be lost")
+    if type(answer) is int or type(answer) is float and math.isfinite(answer):
         answer = str(answer)
 
     # GSM8K keeps both in its answer: "48/2 = <<48/2=24>>24 ... #### 1,042"
@@ -284,11 +441,16 @@ def is_text(value):
 
 
 def is_chat(value):
-    """Whether value is [{"role": text, "content": text}, ...]."""
-    try:
-        return {(type(turn["role"]), type(turn["content"])) for turn in value} == {(str, str)}
-    except (TypeError, KeyError):
+    """Whether value is [{"role": text, "content": text}, ...]; only a system may say nothing."""
+    if not isinstance(value, list) or value == []:
         return False
+    for turn in value:
+        if not isinstance(turn, dict) or not is_text(turn.get("role")):
+            return False
+        content = turn.get("content")
+        if not is_text(content) and not (turn["role"] == "system" and content == ""):
+            return False
+    return True
 
 
 def demonstrations(problem):
@@ -301,14 +463,16 @@ def load_benchmarks(names):
     """["toy", "math500", "my.jsonl"] -> {title: problems}. The toy is three: hard, longer, easy."""
     benchmarks = {}
     for name in names:
+        found = {}
         if name == "toy":
             for split in ("hard", "longer", "easy"):
-                benchmarks[f"toy-{split}"] = toy.problems(split)
-        else:
-            title = Path(name).stem
+                found[f"toy-{split}"] = toy.problems(split)
+        elif name:
+            found[Path(name).stem] = load_problems(BENCHMARKS.get(name, name))
+        for title, problems in found.items():
             while title in benchmarks:                   # Two files of one name in two folders
                 title += "-2"
-            benchmarks[title] = load_problems(BENCHMARKS.get(name, name))
+            benchmarks[title] = problems
     return benchmarks
 
 
@@ -320,9 +484,12 @@ def load_model(name, device, seed=0):
     if name == "toy":
         model, tokenizer = toy.base_model(seed)
         return model.to(device).eval(), tokenizer
-    if not os.path.isdir(name) and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.isdir(Path(name).parent)
+    if not os.path.isdir(name) and not hub_id:
         raise InputError(f"--model {name} is no directory: give one, a Hub id or toy")
     with blame(f"--model {name} cannot be loaded"):
+        if find_adapter_config_file(name):
+            raise InputError("it is an adapter: merge it into its model first (merge_and_unload)")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False,
@@ -344,6 +511,16 @@ def load_model(name, device, seed=0):
     # A checkpoint of this model will say where its responses end
     model.generation_config.eos_token_id = stop_ids(model, tokenizer)
     return model, tokenizer
+
+
+def fingerprint(model, tokenizer):
+    """A checksum of what a run reads of a model: weights, vocabulary, chat template, stop ids."""
+    words = [tokenizer.get_vocab(), tokenizer.chat_template, stop_ids(model, tokenizer)]
+    checksum = zlib.crc32(json.dumps(words, sort_keys=True).encode())
+    for weight in model.state_dict().values():
+        data = weight.flatten().contiguous().cpu().view(torch.uint8)
+        checksum = zlib.crc32(data.numpy(), checksum)
+    return checksum
 
 
 def chat_turns(problem):
@@ -439,6 +616,27 @@ def stop_ids(model, tokenizer):
     return sorted(ids)
 
 
+def context_length(model):
+    """The tokens that a model reads at most."""
+    return getattr(model.config, "max_position_embeddings", None) or math.inf
+
+
+def encode(tokenizer, problems, limit=math.inf, demos=True):
+    """Problems -> a list of {"prompt": ids, "demos": lists of ids, "answer"}. InputError, naming
+    the line, if a prompt leaves no room within `limit` tokens."""
+    rows = []
+    for problem in problems:
+        with at(problem):
+            row = {"prompt": prompt_ids(tokenizer, problem["problem"]), "demos": []}
+            if len(row["prompt"]) >= limit:
+                raise InputError(f"a prompt has {len(row['prompt'])} tokens, the model reads "
+                                 f"{limit}: shorten it")
+            if demos:
+                row["demos"] = [demo_ids(tokenizer, text) for text in demonstrations(problem)]
+        rows.append({**row, "answer": problem.get("answer")})
+    return rows
+
+
 def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     """A Sampler with room for the longest of `prompts` (lists of ids; with two streams pairs of
     them) and max_new_tokens more, or as many as the model reads -> (sampler, max_new_tokens). On a
@@ -446,7 +644,7 @@ def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
     if streams == 2:
         prompts = [ids for pair in prompts for ids in pair]
     longest = max(map(len, prompts))
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
+    context = context_length(model)
     if longest >= context:
         raise InputError(f"a prompt has {longest} tokens, the model reads {context}: shorten it")
     if longest + max_new_tokens > context:
@@ -484,7 +682,8 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     share}, "length": mean tokens, "finished": share that ended by themselves, "tokens_per_s" of
     sampling, "responses": for every problem a list of n {"text", "reward", "length", "finished"}}.
     InputError if a prompt is too long, ValueError if some k > n."""
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
+    encoded = encode(tokenizer, problems, context_length(model), demos=False)
+    prompts = [row["prompt"] for row in encoded]
     if sampler is None:
         sampler, max_new_tokens = new_sampler(model, prompts, max_new_tokens, rows)
     sampler.sync(model)
@@ -528,7 +727,7 @@ def greedy_accuracy(model, tokenizer, benchmarks, max_new_tokens, rows=64, sampl
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: list[str] = flag(["toy"], f"any of toy, {', '.join(BENCHMARKS)}, JSON(L) files, hf://...")
-    n: int = flag(1, "responses a problem", 1)
+    n: int = flag(1, "responses a problem", 1, 10**5)
     temperature: float = flag(0.0, "0 is greedy; Prefix-RFT samples at 0.6 [P]", 0, 100)
     top_p: float = flag(0.95, "nucleus of the sampling distribution [P]", 1e-6, 1)
     ks: list[int] = flag([1], "pass@k for these k", 1)
@@ -540,36 +739,40 @@ class Flags:
     resume: bool = flag(False, "continue the killed run in --out")
 
 
+def table_line(title, r):
+    """A result of evaluate() as a line of the table."""
+    low, high = r["ci95"]
+    pass_k = "  ".join(f"{k}: {share:.3f}" for k, share in r["pass@k"].items())
+    return (f"{title[:16]:16} {r['problems']:8}  {r['avg@n']:.3f}   {low:.3f} - {high:.3f} "
+            f"{r['length']:8.1f} {r['finished']:9.3f} {r['tokens_per_s']:9.0f}  {pass_k}")
+
+
 def main(flags):
     if flags.temperature == 0 and flags.n > 1:
         raise InputError(f"--n {flags.n} greedy responses are all the same: add --temperature 0.6")
     if max(flags.ks) > flags.n:
         raise InputError(f"--ks {max(flags.ks)} is more than --n {flags.n}: pass@k needs k <= n")
-    out = new_run(flags.out, flags.resume)
+    check_run(flags)
     benchmarks = load_benchmarks(flags.data)
-    settings = run_settings(flags)
-
-    # A killed run keeps the benchmarks that it has finished, if they are still the same
-    checksum = zlib.crc32(json.dumps(benchmarks).encode())
-    report = {"flags": settings, "checksum": checksum, "results": {}}
-    file = out / "results.json"
-    if flags.resume:
-        with blame(f"--resume: {file} is damaged", "; name another --out"):
-            [(_, report)] = read_rows(file)
-            before = report["flags"]
-        repeat_flags(before, settings)
-        if report["checksum"] != checksum:
-            raise InputError(f"--resume: {out} answers other problems, name another --out")
 
     # One sampler for all benchmarks: a prompt that is too long for it is met before the first
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
-    prompts = []
-    for problems in benchmarks.values():
-        prompts += [prompt_ids(tokenizer, problem["problem"]) for problem in problems]
-    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+    everything = sum(benchmarks.values(), [])
+    rows = encode(tokenizer, everything, context_length(model), demos=False)
+    sampler, room = new_sampler(model, [row["prompt"] for row in rows], flags.max_new_tokens,
+                                flags.rows)
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_rows(file, [report])
+    # A killed run keeps the benchmarks that it has finished
+    out, record = open_run(flags, data=benchmarks, model=fingerprint(model, tokenizer))
+    report = {**record, "results": {}}
+    file = out / "results.json"
+    if file.exists():
+        with blame(f"--resume: {file} is damaged", "; name another --out"):
+            report = json.loads(file.read_text(encoding="utf-8"))
+            if {**report, "results": {}} != {**record, "results": {}}:
+                raise InputError("it is of another run")
+            for title, result in report["results"].items():
+                table_line(title, result)
     print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  tokens/s  pass@k")
     for title, problems in benchmarks.items():
         if title not in report["results"]:
@@ -580,11 +783,7 @@ def main(flags):
             write_rows(out / f"{title}.jsonl", rows)
             report["results"][title] = result
             write_rows(file, [report])
-        r = report["results"][title]
-        low, high = r["ci95"]
-        pass_k = "  ".join(f"{k}: {share:.3f}" for k, share in r["pass@k"].items())
-        print(f"{title[:16]:16} {r['problems']:8}  {r['avg@n']:.3f}   {low:.3f} - {high:.3f} "
-              f"{r['length']:8.1f} {r['finished']:9.3f} {r['tokens_per_s']:9.0f}  {pass_k}")
+        print(table_line(title, report["results"][title]))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ hint differently.
     python -m experiments.online                    retell, train, retell with what was trained, ...
 """
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -45,9 +44,9 @@ import torch
 from tqdm import tqdm
 
 from ddt import cll, response_stats
-from eval import (InputError, blame, chat_turns, demo_ids, demonstrations, flag, load_model,
-                  load_problems, new_run, new_sampler, pick_device, printable, prompt_ids, read_log,
-                  repeat_flags, run_script, run_settings, stop_ids, write_file, write_rows)
+from eval import (InputError, at, blame, chat_turns, check_run, demo_ids, demonstrations,
+                  fingerprint, flag, load_model, load_problems, new_sampler, open_run, pick_device,
+                  printable, prompt_ids, read_log, run_script, stop_ids, write_rows)
 from reward import rewards
 from sampler import Sample
 from toy import INSTRUCTION
@@ -197,7 +196,8 @@ class Writer:
         room = flags.max_new_tokens * (1 + flags.analysis)     # an analysis is a text of its own
         self.problems, pairs = [], []
         for problem in problems:
-            hinted, plain = contexts(tokenizer, problem, flags.analysis)
+            with at(problem):
+                hinted, plain = contexts(tokenizer, problem, flags.analysis)
             if len(hinted) + room <= context:
                 self.problems.append(problem)
                 pairs.append((hinted, plain))
@@ -351,24 +351,21 @@ TOY = {"analysis": False, "max_new_tokens": 96}                # the toy knows n
 
 
 def main(flags):
-    out = new_run(flags.out, flags.resume)
+    check_run(flags)
     problems = load_problems(flags.data, seed=flags.seed)[:flags.problems]
-    settings = run_settings(flags)
-    if flags.resume:
-        with blame(f"--resume: {out}/flags.json is damaged", "; name another --out"):
-            before = json.loads((out / "flags.json").read_text())
-        repeat_flags(before, settings)
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
     if flags.analysis and "<hint>" in tokenizer.get_vocab():
         raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
     writer = Writer(model, tokenizer, problems, flags)
-    # A file is only ever replaced: a killed run has left whole chunks, if of the same problems.
-    rows = read_log(out / "trajectories.jsonl")
-    answered = [(row["problem"], row["answer"]) for row in rows]
-    if answered != [(p["problem"], p["answer"]) for p in writer.problems[:len(rows)]]:
-        raise InputError(f"--resume: {out} holds other problems, name another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_file(out / "flags.json", json.dumps(settings))
+    out, _ = open_run(flags, data=problems, model=fingerprint(model, tokenizer))
+    # A file is only ever replaced: a killed run has left whole chunks, one row a problem.
+    file = out / "trajectories.jsonl"
+    rows = read_log(file)
+    with blame(f"--resume: {file} is damaged", "; name another --out"):
+        for row, problem in zip(rows, writer.problems[:len(rows)], strict=True):
+            if (row["problem"], row["answer"]) != (problem["problem"], problem["answer"]):
+                raise InputError("it holds other problems")
+            row["source"] + row["dropped"]                     # both are texts
 
     # One problem first: its reference, and the same retold, by the hint alone and by the mixture.
     first = writer.problems[0]
@@ -383,7 +380,7 @@ def main(flags):
     # All of them, in chunks.
     for start in tqdm(range(len(rows), len(writer.problems), 4 * flags.rows), leave=False):
         rows += writer.rewrite(writer.problems[start:start + 4 * flags.rows])
-        write_rows(out / "trajectories.jsonl", rows)
+        write_rows(file, rows)
     write_rows(out / "data.jsonl", kept(rows))
 
     print(f"\n{len(rows)} problems -> {len(kept(rows))} texts in {out}/data.jsonl")

@@ -24,8 +24,8 @@ the smaller of two bugs that https://arxiv.org/abs/2604.23747 found under publis
 48.3 became 49.1 without it. The larger was an optimizer offload that kept only the first
 micro-batch: 53.4 without that.
 
-Left out: LoRA, sequence packing, several GPUs (bridges/). prefix_rft.py uses the optimizer step and
-the checkpoints of this file as well.
+Left out: LoRA, sequence packing, several GPUs (bridges/). What follows the training loop, a run's
+checkpoints, log and --resume, may be skipped; prefix_rft.py uses it, and the optimizer step, too.
 
     python idft.py                                  the toy's base learns the demonstrations
     python idft.py --loss sft --out runs/sft        the same with plain SFT
@@ -48,9 +48,9 @@ from tqdm import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ddt import batch_stats, cll, logp_entropy, micro_batches
-from eval import (InputError, blame, demo_ids, demonstrations, flag, greedy_accuracy,
-                  load_benchmarks, load_model, load_problems, new_run, pick_device, prompt_ids,
-                  read_log, repeat_flags, run_script, run_settings, write_rows)
+from eval import (InputError, blame, check_run, context_length, encode, fingerprint, flag,
+                  greedy_accuracy, load_benchmarks, load_model, load_problems, open_run,
+                  pick_device, read_log, run_script, write_rows, writing)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -238,18 +238,13 @@ def recomputed(forward, above, hidden_states, *args, **kwargs):
 def demonstration_rows(model, tokenizer, problems, max_tokens):
     """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or
     to what the model reads. InputError if a prompt alone is longer."""
-    context = getattr(model.config, "max_position_embeddings", None) or max_tokens
-    limit = min(max_tokens, context)
+    limit = min(max_tokens, context_length(model))
     rows, cut = [], 0
-    for problem in problems:
-        prompt = prompt_ids(tokenizer, problem["problem"])
-        if len(prompt) >= limit:
-            raise InputError(f"a prompt has {len(prompt)} tokens, --max_tokens and the model allow "
-                             f"{limit}: shorten it")
-        for solution in demonstrations(problem):
-            response = demo_ids(tokenizer, solution)
-            cut += len(prompt) + len(response) > limit
-            rows.append((prompt, response[:limit - len(prompt)]))
+    for row in encode(tokenizer, problems, limit):
+        room = limit - len(row["prompt"])
+        for response in row["demos"]:
+            cut += len(response) > room
+            rows.append((row["prompt"], response[:room]))
     if cut:
         print(f"{cut} of {len(rows)} demonstrations are longer than {limit} tokens with their "
               "prompt and were cut: they teach no ending")
@@ -276,11 +271,12 @@ def save_checkpoint(out, model, tokenizer, optimizer, state):
     new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
     # Write it whole, where a kill does no harm.
     shutil.rmtree(new, ignore_errors=True)
-    swap_weights(model, optimizer)             # the float32 weights are what is saved
-    model.save_pretrained(new)
-    swap_weights(model, optimizer)
-    tokenizer.save_pretrained(new)
-    torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
+    with writing(new):
+        swap_weights(model, optimizer)         # the float32 weights are what is saved
+        model.save_pretrained(new)
+        swap_weights(model, optimizer)
+        tokenizer.save_pretrained(new)
+        torch.save({"optimizer": optimizer.state_dict(), **state}, new / "trainer.pt")
     # Move it into the place of the old one. A kill between the two moves leaves checkpoint.old.
     if now.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -297,35 +293,48 @@ def find_checkpoint(out):
 
 
 def start_run(flags):
-    """A new run, or with --resume the one in --out -> out, model, tokenizer, optimizer, state."""
-    out = new_run(flags.out, flags.resume)
+    """A new run, or with --resume the one in --out -> model, tokenizer, optimizer, state."""
+    out, _ = check_run(flags)
     device = pick_device(flags.device)
     checkpoint = find_checkpoint(out)
     memory = torch.device("cpu") if flags.offload else device
     model, tokenizer = load_model(str(checkpoint or flags.model), memory, flags.seed)
+    state = {"step": 0, "bad": 0, "model": fingerprint(model, tokenizer)}
     if not flags.keep_activations:
         checkpoint_activations(model, above=KEEP)
     optimizer = OffloadedAdamW(model, device) if flags.offload else new_optimizer(model)
-
-    # What the run is: its flags, but for those that change nothing of where it ends.
-    settings = run_settings(flags)
-    state = {"step": 0, "bad": 0, "flags": settings}
     if checkpoint:
         with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
             state = torch.load(checkpoint / "trainer.pt", map_location=memory, weights_only=True)
-        repeat_flags(state["flags"], settings)
-        optimizer.load_state_dict(state.pop("optimizer"))
-    if flags.resume:
-        # The log keeps a row from before training and one a step: what follows will come again.
-        rows = read_log(out / "metrics.jsonl")
-        write_rows(out / "metrics.jsonl", rows[:state["step"] + 1] if checkpoint else [])
-    return out, model, tokenizer, optimizer, state
+            optimizer.load_state_dict(state.pop("optimizer"))
+            if not (state["step"] > 0 and state["bad"] >= 0):
+                raise InputError("it counts no steps")
+    return model, tokenizer, optimizer, state
+
+
+def claim_run(flags, state, **inputs):
+    """The run may begin or go on -> Path(--out). inputs: the data that it reads, by its flags."""
+    fresh = state["step"] == 0
+    if fresh:                                  # else the checkpoint is read instead of --model
+        inputs["model"] = state.pop("model")
+    out, record = open_run(flags, **inputs)
+    if fresh:
+        state.update(record)
+    elif {**state, **record} != state:
+        raise InputError(f"--resume: {out}/checkpoint is of another run, name another --out")
+    # The log keeps a row from before training and one a step: what follows will come again.
+    rows = read_log(out / "metrics.jsonl")
+    write_rows(out / "metrics.jsonl", [] if fresh else rows[:state["step"] + 1])
+    if (out / "checkpoint").exists():          # what a kill in save_checkpoint left beside it
+        shutil.rmtree(out / "checkpoint.new", ignore_errors=True)
+        shutil.rmtree(out / "checkpoint.old", ignore_errors=True)
+    return out
 
 
 def log_row(out, row):
     """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
     row = json.loads(json.dumps(row), parse_constant=lambda name: None)
-    with open(out / "metrics.jsonl", "a") as file:
+    with writing(out / "metrics.jsonl"), open(out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -349,7 +358,6 @@ def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampl
     has what a resumed run had measured before."""
     if when in state:
         return
-    out.mkdir(parents=True, exist_ok=True)
     state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
                                   sampler)
     log_row(out, {"step": state["step"], when: state[when]})
@@ -372,7 +380,7 @@ class Flags:
     warmup: float = flag(0.1, "share of training with rising learning rate [code]", 0, 1)
     epochs: float = flag(3.0, "passes over the demonstrations, if --steps is 0 [code]", 0)
     steps: int = flag(0, "optimizer steps; 0: as many as --epochs need", 0)
-    batch: int = flag(128, "demonstrations an optimizer step [code]", 1)
+    batch: int = flag(128, "demonstrations an optimizer step [code]", 1, 10**5)
     beta: float = flag(1.0, "gamma = exp(-phi / beta) [code]", 1e-6)
     gamma_min: float = flag(0.1, "smallest gamma [code]", 0)
     gamma_max: float = flag(2.0, "largest gamma [code]; exp(B) for the paper's clip at B", 0)
@@ -397,9 +405,11 @@ def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
     problems = load_problems(flags.data, ("solution",), flags.seed)
-    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
-    out, model, tokenizer, optimizer, state = start_run(flags)
+    benchmarks = load_benchmarks([flags.eval_data])
+    model, tokenizer, optimizer, state = start_run(flags)
     rows = demonstration_rows(model, tokenizer, problems, flags.max_tokens)
+    encode(tokenizer, sum(benchmarks.values(), []), context_length(model), demos=False)    # it fits
+    out = claim_run(flags, state, data=problems, eval_data=benchmarks)
     if flags.steps == 0:
         flags.steps = max(1, math.ceil(flags.epochs * len(rows) / flags.batch))
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)

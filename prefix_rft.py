@@ -36,9 +36,9 @@ import torch
 from tqdm import tqdm
 
 from ddt import batch_stats, micro_batches, token_texts
-from eval import (InputError, demo_ids, demonstrations, flag, greedy_accuracy, load_benchmarks,
-                  load_problems, new_sampler, printable, prompt_ids, run_script, stop_ids)
-from idft import draw_batch, end_step, optimizer_step, report_accuracy, start_run
+from eval import (InputError, context_length, encode, flag, greedy_accuracy, load_benchmarks,
+                  load_problems, new_sampler, printable, run_script)
+from idft import claim_run, draw_batch, end_step, optimizer_step, report_accuracy, start_run
 from reward import rewards
 
 # Relatives that are only settings: --method sets these flags.
@@ -148,9 +148,10 @@ class Rollout:
     entropy: torch.Tensor = None        # under the policy that sampled, nats
 
 
-def sample_rollouts(sampler, tokenizer, problems, flags, step, stop, prefix_window=prefix_window,
-                    prefix_length=prefix_length):
-    """G problems -> G * n Rollouts, scored. The last --hybrids of every n start from a prefix."""
+def sample_rollouts(sampler, tokenizer, problems, flags, step, stop=None,
+                    prefix_window=prefix_window, prefix_length=prefix_length):
+    """G problems -> G * n Rollouts, scored. The last --hybrids of every n start from a prefix. stop:
+    ids of the tokens that end a response; None: those of the model."""
     rng = np.random.default_rng((flags.seed, step))
     low, high = prefix_window(step, flags.steps, low_end=flags.low_end, schedule=flags.schedule)
     hybrids = flags.n if flags.hybrids == -1 else flags.hybrids
@@ -272,12 +273,10 @@ def prepare_problems(tokenizer, problems, max_new_tokens):
     """Problems with "prompt" (token ids) and "demos" (lists of them). A demonstration longer than a
     response may be is left out: it could not end, would earn 0, and would be taught as wrong."""
     prepared, left_out = [], 0
-    for problem in problems:
-        demos = [demo_ids(tokenizer, solution) for solution in demonstrations(problem)]
-        fitting = [demo for demo in demos if len(demo) <= max_new_tokens]
-        left_out += len(demos) - len(fitting)
-        prompt = prompt_ids(tokenizer, problem["problem"])
-        prepared.append({"prompt": prompt, "demos": fitting, "answer": problem["answer"]})
+    for row in encode(tokenizer, problems):
+        fitting = [demo for demo in row["demos"] if len(demo) <= max_new_tokens]
+        left_out += len(row["demos"]) - len(fitting)
+        prepared.append({**row, "demos": fitting})
     if left_out:
         print(f"{left_out} demonstrations are longer than --max_new_tokens {max_new_tokens} and "
               "left out; a problem without any trains as plain RFT")
@@ -324,13 +323,12 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
                  benchmarks=None, starting={}, learning={}):
     """The loop, from state["step"] to flags.steps; all that is random follows from a step's number.
     A relative replaces functions of sample_rollouts (starting) and of update (learning)."""
-    stop = stop_ids(model, tokenizer)
     bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
         start = time.perf_counter()
         sampler.sync(model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
-        rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, stop, **starting)
+        rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, **starting)
         row = describe(rollouts)
         row["low"], _ = prefix_window(step, flags.steps, low_end=flags.low_end,
                                       schedule=flags.schedule)
@@ -368,8 +366,8 @@ class Flags:
     low_end: float = flag(0.05, "where low_t ends; it starts at 0.95 [P]", 0, 0.95)
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1)
-    batch: int = flag(128, "problems in a batch [P]", 1)
-    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2)
+    batch: int = flag(128, "problems in a batch [P]", 1, 10**5)
+    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2, 10**4)
     mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
     clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6)
@@ -409,13 +407,15 @@ def check(flags, problems):
 def main(flags, starting={}, learning={}):
     problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
-    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
-    out, model, tokenizer, optimizer, state = start_run(flags)
+    benchmarks = load_benchmarks([flags.eval_data])
+    model, tokenizer, optimizer, state = start_run(flags)
 
     # One sampler for rollouts and evaluations, with room for a whole response to every prompt.
     everything = sum(benchmarks.values(), problems)
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in everything]
+    everything = encode(tokenizer, everything, context_length(model), demos=False)
+    prompts = [row["prompt"] for row in everything]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+    out = claim_run(flags, state, data=problems, eval_data=benchmarks)
     flags.max_new_tokens = room
     problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
     report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)

@@ -6,18 +6,24 @@ is done. Here column c of a row of one slab always holds the keys and values of 
 call lasts, the model's attention is replaced by a function that writes a column and looks at those
 before it. A sample that is done leaves its slot to the next.
 
+    column       0      1      2      3      4      5      6      7
+    slot 0      What    is     2      +      3     (?)     .      .     last "?", pos 5
+    slot 1     Count    to     9      :      1      2      3     (4)    last "4", pos 7
+    slot 2       Is    (it)    .      .      .      .      .      .     last "it", pos 1
+                |__________ reach: what attention looks at _________|
+
     slot      one of `rows` places in the batch, which a sample occupies until it is done
     stream    with streams=2 a slot is two rows: two contexts, fed the same sampled tokens
     last      the token that a row is fed next; pos: its position, hence the column it fills
-    reach     how many columns attention looks at: those of the longest row
     logp      log p(y_t), entropy H[p_t]: of the temperature-scaled, untruncated distribution, nats
 
 Sample j of a prompt inverts the cumulative distribution at numbers that depend on (seed, prompt, j,
 step) alone: but for float rounding, neither `rows` nor order nor company change a sample. Left out:
-beams, penalties, sliding windows shorter than `length`, paged caches, speculation, several GPUs.
+beams, penalties, recurrent state, paged caches, speculation, several GPUs.
 
-    python sampler.py              how slots are refilled; the texts are those of generate: seconds
-    python -m experiments.race     how much faster than generate
+    python sampler.py                  how slots are refilled; the texts are those of generate
+    python -m experiments.race         how much faster than generate
+    python -m experiments.families     which model families it serves
 """
 
 import copy
@@ -31,11 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface
-
-# cuDNN's attention, torch's first choice on Hopper, takes a good part of a second for every new
-# shape, and prompts and ragged micro-batches have a new shape nearly every time.
-torch.backends.cuda.enable_cudnn_sdp(False)
+from transformers import AttentionInterface, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 CANDIDATES = 1024       # top-p looks for its nucleus among so many tokens, before it sorts them all
 
@@ -105,10 +107,8 @@ def invert(p, u):
 
 def truncate(p, top_k, top_p, candidates):
     """Of the top_k likeliest tokens (0: `candidates`) the fewest that hold top_p of the mass.
-
     p (R, V) -> kept (R, k), not renormalised, 0 behind the nucleus; ids (R, k); fits (R,) bool:
-    whether the nucleus is no wider than the candidates.
-    """
+    whether the nucleus is no wider than the candidates."""
     k = min(top_k or candidates, p.shape[1])
     top, ids = p.topk(k)
     mass = top.sum(-1, keepdim=True) if top_k else 1.0
@@ -122,9 +122,7 @@ def truncate(p, top_k, top_p, candidates):
 
 def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
     """logits (R, V) float32, u (R,) in [0, 1) -> token int64, logp, entropy, fits, all (R,).
-
-    First temperature, then top_k, then top_p. At temperature 0 logp and entropy are those of 1.
-    """
+    First temperature, then top_k, then top_p. At temperature 0 logp and entropy are those of 1."""
     if temperature not in (0, 1):
         logits = logits / temperature
     log_p = logits.log_softmax(-1)
@@ -143,33 +141,119 @@ def draw(logits, u, temperature, top_k=0, top_p=1.0, candidates=CANDIDATES):
     return token[:, 0], logp[:, 0], entropy, fits
 
 
-# ---- the slots, the slab, and the attention that reads it ----------------------------------------
+# ---- the slab, and the attention that reads it ---------------------------------------------------
 
-def flash_fits(q, k, v):
-    """Whether the kernel of flash attention takes these queries, keys and values."""
-    dim = k.shape[3]
-    if not q.is_cuda or q.dtype == torch.float32 or torch.cuda.get_device_capability()[0] < 8:
-        return False
-    return v.shape[3] == dim and dim % 8 == 0 and dim <= 256
+@dataclass
+class Call:
+    """What the layers need to know of one call of the model: R prompts, or R single tokens."""
 
+    row: torch.Tensor                   # (R, 1) the rows of the slab
+    at: torch.Tensor                    # the columns: (1, T) of prompts, (R, 1) of tokens
+    reach: int                          # how many columns are looked at
+    used: torch.Tensor = None           # (R,) int32 columns filled by now; None for prompts
+    bias: dict = field(default_factory=dict)        # window -> what is added to the scores
+
+
+def slab_attention(module, query, key, value, attention_mask, slots=None, call=None, scaling=None,
+                   sliding_window=None, softcap=None, s_aux=None, dropout=0.0, position_ids=None,
+                   is_causal=True, **others):
+    """What a layer calls in place of its attention; `slots` and `call` are keywords of the model's
+    call. query (R, heads, T, dim), key, value (R, kv heads, T, dim) -> (R, T, heads, dim), None."""
+    if slots is None:
+        raise ValueError("its layers keep the keywords of a call from their attention")
+    others["a mask of its own"] = attention_mask
+    for name, option in others.items():
+        if option is not None and option is not False:
+            raise ValueError(f"attention with {name}")
+
+    layer = module.layer_idx
+    window = sliding_window
+    plain = softcap is None and s_aux is None
+    if layer not in slots.keys:
+        shape = slots.pos.numel(), slots.columns, key.shape[1]
+        slots.keys[layer] = key.new_zeros(*shape, key.shape[3])
+        slots.values[layer] = value.new_zeros(*shape, value.shape[3])
+        slots.flash[layer] = plain and flash_fits(query, key, value)
+    keys = slots.keys[layer]                                            # (rows, columns, ...)
+    values = slots.values[layer]
+    keys[call.row, call.at] = key.transpose(1, 2)
+    values[call.row, call.at] = value.transpose(1, 2)
+
+    # A prompt sees itself, a single token all that its row holds.
+    if call.used is not None:
+        R = len(query)
+        if slots.flash[layer]:
+            return attend_flash(slots, call, query, keys[:R], values[:R], scaling, window), None
+        key = keys[:R, :call.reach].transpose(1, 2)                     # (R, kv heads, reach, dim)
+        value = values[:R, :call.reach].transpose(1, 2)
+    if window is not None and window >= call.reach:
+        window = None
+    bias = None
+    if not plain or window or call.used is not None:
+        bias = bias_of(slots, call, window, query.dtype)
+    return attend(query, key, value, bias, scaling, softcap, s_aux).transpose(1, 2), None
+
+
+AttentionInterface.register("slab", slab_attention)     # for this name no mask is built
+
+
+def bias_of(slots, call, window, dtype):
+    """0 where a token sees a column, -inf elsewhere: (1, 1, T, T) of prompts, (R, 1, 1, reach)."""
+    if window not in call.bias:
+        columns = slots.numbers[:call.reach]
+        at = call.at[:, :, None]                                        # (R or 1, T, 1)
+        unseen = columns > at
+        if window:
+            unseen |= columns <= at - window
+        bias = torch.zeros_like(unseen, dtype=dtype).masked_fill_(unseen, -torch.inf)
+        call.bias[window] = bias[:, None]
+    return call.bias[window]
+
+
+def attend(q, k, v, bias, scale, cap=None, sinks=None):
+    """Attention of q (R, heads, T, dim) to k, v (R, kv heads, S, dim) -> (R, heads, T, dim). bias
+    (R or 1, 1, T, S) is added to the scores; without one a token sees those up to itself. cap: a
+    soft one on the scores (Gemma 2); sinks (heads,): the score of a token that is not there and
+    gives nothing (gpt-oss)."""
+    if bias is None:
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    # Query heads that share a key head become query positions: the keys are read once.
+    R, heads, T, dim = q.shape
+    kv_heads = k.shape[1]
+    q = q.reshape(R, kv_heads, -1, dim)                             # (R, kv heads, group T, dim)
+    if T > 1:
+        bias = bias.repeat(1, 1, heads // kv_heads, 1)
+    if cap is None and sinks is None:
+        out = F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+        return out.reshape(R, heads, T, -1)
+    # What no kernel knows.
+    scores = q @ k.transpose(2, 3) * scale                              # (R, kv heads, group T, S)
+    scores = scores.float()
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    scores += bias
+    out = scores.softmax(-1).to(v.dtype) @ v
+    out = out.view(R, heads, T, -1)
+    if sinks is not None:
+        mass = scores.logsumexp(-1).view(R, heads, T, 1)
+        out *= torch.sigmoid(mass - sinks.view(-1, 1, 1)).to(v.dtype)   # what the sink leaves
+    return out
+
+
+# ---- the slots -----------------------------------------------------------------------------------
 
 class Slots:
-    """What a call keeps on the device. The slots in use come first; a slot is `streams` rows.
-
-    The model writes keys and values to rows `row` and columns `at` of the slab, of prompts, or of
-    one token a row: then `used` says how many columns each row has filled.
-    """
+    """What a call of the sampler keeps on the device. The slots in use come first."""
 
     def __init__(self, model, count, streams, columns):
         self.model, self.streams, self.columns = model, streams, columns
-        self.slab = {}          # layer -> keys and values, each (rows, columns, kv heads, dim)
+        self.device = model.device
         self.numbers = torch.arange(count * streams + columns, device=model.device)
-        # For flash attention: where each row's queries and keys start.
-        self.query_start = self.numbers[:count * streams + 1].int()
-        self.key_start = self.query_start * columns
-        self.reach = columns
-        self.flash = False                      # until a layer says otherwise
+        self.keys, self.values = {}, {}         # layer -> (rows, columns, kv heads, dim)
+        self.flash = {}                         # layer -> whether it takes the flash kernel
         self.graphs = {}                        # number of slots -> CUDA graph, its logits
+        self.reach = columns
         self.candidates = CANDIDATES
         self.last = self.numbers.new_zeros(count, streams)
         self.pos = self.last.clone()
@@ -181,7 +265,8 @@ class Slots:
     def fill(self, busy, fresh, seed):
         """Put samples behind the busy ones. A prompt that the slab holds is copied, not read."""
         home = {sample.texts: slot for slot, sample in enumerate(busy)}
-        unread, source, target = [], [], []
+        unread, source, target, ends = [], [], [], []
+        u = torch.zeros(len(fresh), self.columns)
         for slot, sample in enumerate(fresh, len(busy)):
             first = home.setdefault(sample.texts, slot)
             if first != slot:
@@ -191,11 +276,16 @@ class Slots:
                 # The last token is the first input of `advance`: there is one way to sample.
                 if first == slot and len(text) > 1:
                     unread.append((text[:-1], slot * self.streams + stream))
-                self.last[slot, stream] = text[-1]
-                self.pos[slot, stream] = len(text) - 1
-            self.step[slot] = 0
-            self.state[slot] = 0
-            self.u[slot, :sample.budget] = uniforms(seed, sample)
+                ends.append((text[-1], len(text) - 1))
+            u[slot - len(busy), :sample.budget] = uniforms(seed, sample)
+        slots = slice(len(busy), len(busy) + len(fresh))
+        # Few transfers: each waits for the device.
+        ends = torch.tensor(ends, device=self.device).view(len(fresh), self.streams, 2)
+        self.last[slots] = ends[:, :, 0]
+        self.pos[slots] = ends[:, :, 1]
+        self.step[slots] = 0
+        self.state[slots] = 0
+        self.u[slots] = u.to(self.device)
         self.read(unread)
         self.copy(source, target)
 
@@ -206,116 +296,29 @@ class Slots:
             batch = max(1, at_once // len(unread[0][0]))
             texts, rows = zip(*unread[:batch])
             del unread[:batch]
-            texts = [self.numbers.new_tensor(text) for text in texts]
-            ids = pad_sequence(texts, batch_first=True)                 # (R, T)
-            self.row = self.numbers.new_tensor(rows)[:, None]           # (R, 1)
-            self.at = self.numbers[:ids.shape[1]]                       # (T,)
-            self.used = None
-            self.model.base_model(input_ids=ids, use_cache=False, slots=self)
+            ids = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
+            ids = ids.to(self.device)                                   # (R, T)
+            T = ids.shape[1]
+            rows = torch.tensor(rows, device=self.device)[:, None]
+            call = Call(rows, self.numbers[None, :T], T)
+            self.model.base_model(input_ids=ids, use_cache=False, slots=self, call=call)
 
     def copy(self, source, target, fields=()):
         """Keys, values and `fields` of the slots `source` into the slots `target`, lists both."""
         if source:
-            # As tensors, once: a list would go to the device anew for every layer.
-            source = self.numbers.new_tensor(source)
-            target = self.numbers.new_tensor(target)
-            tensors = list(fields)
-            for keys, values in self.slab.values():
-                tensors += [keys, values]
-            for x in tensors:
+            source, target = torch.tensor([source, target], device=self.device)
+            for x in (*fields, *self.keys.values(), *self.values.values()):
                 x = x.view(len(self.pos), -1)                           # (slots, ...)
                 x[target] = x[source]
 
-    def aim(self, B):
-        """What the layers read next is one token for each row of the first B slots."""
-        self.at = self.pos[:B].view(-1, 1)                              # (R, 1)
-        self.row = self.numbers[:len(self.at), None]
-        self.used = self.at[:, 0].int() + 1
-        if not self.flash:
-            # Added to the scores: -inf on what a row has not filled.
-            unseen = self.numbers[:self.reach] > self.at
-            bias = torch.zeros_like(unseen, dtype=self.model.dtype)
-            bias.masked_fill_(unseen, -torch.inf)
-            self.bias = bias[:, None, None]
-
-    def attend(self, layer, q, k, v, scale):
-        """q (R, heads, T, dim), k and v (R, kv heads, T, dim) -> (R, T, heads, dim)."""
-        R, heads = q.shape[:2]
-        if layer not in self.slab:
-            shape = self.pos.numel(), self.columns, k.shape[1]
-            keys = k.new_zeros(*shape, k.shape[3])
-            values = v.new_zeros(*shape, v.shape[3])
-            self.slab[layer] = keys, values
-            self.flash = flash_fits(q, k, v)
-        keys, values = self.slab[layer]
-        keys[self.row, self.at] = k.transpose(1, 2)
-        values[self.row, self.at] = v.transpose(1, 2)
-        if self.used is None:
-            return F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
-        attend = self.attend_flash if self.flash else self.attend_masked
-        out = attend(q, keys[:R], values[:R], scale)
-        return out.reshape(R, 1, heads, -1)
-
-    def attend_masked(self, q, keys, values, scale):
-        """One query a row against `reach` columns -> (R, kv heads, group, dim)."""
-        keys = keys[:, :self.reach].transpose(1, 2)                     # (R, kv heads, reach, dim)
-        values = values[:, :self.reach].transpose(1, 2)
-        # Query heads that share a key head become query positions: the keys are read once.
-        R, kv_heads, _, dim = keys.shape
-        q = q.reshape(R, kv_heads, -1, dim)
-        return F.scaled_dot_product_attention(q, keys, values, self.bias, scale=scale)
-
-    def attend_flash(self, q, keys, values, scale):
-        """The same by a kernel that is told how much each row has filled -> (R, heads, dim)."""
-        keys = keys.flatten(0, 1)                                       # (R columns, kv heads, dim)
-        values = values.flatten(0, 1)
-        query_start = self.query_start[:len(q) + 1]
-        key_start = self.key_start[:len(q) + 1]
-        out = torch.ops.aten._flash_attention_forward(
-            q[:, :, 0], keys, values, query_start, key_start, 1, self.columns, 0.0, False, False,
-            scale=scale, seqused_k=self.used)
-        return out[0]
-
     def forward(self, B):
-        """Logits (B, streams, V) of the tokens after `last`."""
-        self.aim(B)
-        ids = self.last[:B].view(-1, 1)
-        out = self.model(input_ids=ids, position_ids=self.at, use_cache=False, slots=self)
+        """Logits (B, streams, V) of the tokens after `last`, in the first B slots."""
+        ids = self.last[:B].view(-1, 1)                                 # (R, 1)
+        pos = self.pos[:B].view(-1, 1)
+        row = self.numbers[:len(pos), None]
+        call = Call(row, pos, self.reach, used=pos[:, 0].int() + 1)
+        out = self.model(input_ids=ids, position_ids=pos, use_cache=False, slots=self, call=call)
         return out.logits.view(B, self.streams, -1)
-
-    def replay(self, B):
-        """`forward` from a CUDA graph, if there can be one."""
-        # A graph fixes how much attention reads, unless the kernel is told on the device.
-        if not self.flash:
-            return self.forward(B)
-        power_of_two = 1 << (B - 1).bit_length()
-        size = min(len(self.pos), max(8, power_of_two))
-        if size not in self.graphs:
-            self.graphs[size] = self.capture(size)
-        graph, logits = self.graphs[size]
-        if graph is None:
-            return self.forward(B)
-        graph.replay()
-        return logits[:B]
-
-    def capture(self, size):
-        """Record `forward` -> graph, the logits it writes; None, None if the model forbids it."""
-        self.forward(size)                      # warms up; done twice, a step writes the same
-        stream = torch.cuda.current_stream()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                return graph, self.forward(size)
-        except RuntimeError as error:
-            # Leaving a broken capture raises anew: what went wrong first is its context.
-            for cause in (error, error.__context__):
-                if isinstance(cause, torch.OutOfMemoryError):
-                    raise cause
-            warnings.warn(f"no CUDA graph of {type(self.model).__name__}: {error}")
-            return None, None
-        finally:
-            torch.cuda.set_stream(stream)       # a capture that failed leaves its own current
 
     def advance(self, B, ahead, how, combine):
         """`ahead` tokens for the first B slots -> tokens, logp, entropy: B lists of `ahead`."""
@@ -325,7 +328,7 @@ class Slots:
         before = [x.clone() for x in changing]
         block = []
         for _ in range(ahead):                  # nothing in this loop waits for the device
-            logits = self.replay(B).float()                             # (B, streams, V)
+            logits = replay(self, B).float()                            # (B, streams, V)
             if combine:
                 logits, state[:] = combine(logits, last[:, 0], step, state)
             else:
@@ -357,36 +360,94 @@ class Slots:
         self.pos[B:] = 0                        # free slots in a graph shall read one column
 
 
-def slab_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None,
-                   slots=None, dropout=0.0, position_ids=None, is_causal=True, **others):
-    """What a layer calls in place of its attention; `slots` is a keyword of the model's call."""
-    if sliding_window is not None and sliding_window < slots.columns:
-        raise ValueError(f"attention with a sliding window of {sliding_window}")
-    others["a mask of its own"] = attention_mask
-    for name, option in others.items():
-        if option is not None and option is not False:
-            raise ValueError(f"attention with {name}")
-    return slots.attend(module.layer_idx, query, key, value, scaling), None
+# ---- on a GPU: flash attention and graphs --------------------------------------------------------
+
+def flash_fits(q, k, v):
+    """Whether the kernel of flash attention takes these queries, keys and values."""
+    dim = k.shape[3]
+    if not q.is_cuda or torch.cuda.get_device_capability(q.device)[0] < 8:
+        return False
+    return q.dtype != torch.float32 and v.shape[3] == dim and dim % 8 == 0 and dim <= 256
 
 
-AttentionInterface.register("slab", slab_attention)     # for this name no mask is built
+def attend_flash(slots, call, q, keys, values, scale, window):
+    """One query a row, by a kernel that is told on the device how much each row has filled.
+    q (R, heads, 1, dim), keys and values (R, columns, kv heads, dim) -> (R, 1, heads, dim)."""
+    # Where each row's queries and keys start, were the rows laid end to end.
+    query_start = slots.numbers[:len(q) + 1].int()
+    key_start = query_start * slots.columns
+    left = None if window is None else window - 1
+    out = torch.ops.aten._flash_attention_forward(
+        q[:, :, 0], keys.flatten(0, 1), values.flatten(0, 1), query_start, key_start, 1,
+        slots.columns, 0.0, False, False, scale=scale, window_size_left=left, seqused_k=call.used)
+    return out[0][:, None]
 
+
+def replay(slots, B):
+    """slots.forward(B) from a CUDA graph, if there can be one."""
+    # A graph fixes how much attention reads, unless every layer's kernel is told on the device.
+    if not slots.flash or not all(slots.flash.values()):
+        return slots.forward(B)
+    power_of_two = 1 << (B - 1).bit_length()
+    size = min(len(slots.pos), max(8, power_of_two))
+    if size not in slots.graphs:
+        slots.graphs[size] = capture(slots, size)
+    graph, logits = slots.graphs[size]
+    if graph is None:
+        return slots.forward(B)
+    graph.replay()
+    return logits[:B]
+
+
+def capture(slots, size):
+    """Record slots.forward -> graph, the logits it writes; None, None if the model forbids it."""
+    slots.forward(size)                         # warms up; done twice, a step writes the same
+    stream = torch.cuda.current_stream()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            return graph, slots.forward(size)
+    except RuntimeError as error:
+        # Leaving a broken capture raises anew: what went wrong first is its context.
+        for cause in (error, error.__context__):
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause
+        warnings.warn(f"no CUDA graph of {type(slots.model).__name__}: {error}")
+        return None, None
+    finally:
+        torch.cuda.set_stream(stream)           # a capture that failed leaves its own current
+
+
+# ---- the sampler ---------------------------------------------------------------------------------
 
 @contextmanager
 def attention(model, name):
-    """The model with attention `name`, in eval mode, no autocast, no gradients; then as it was."""
+    """The model with attention `name`, in eval mode, no autocast, no gradients, its GPU the current
+    one; then as it was."""
     config = model.config.get_text_config()
     old = config._attn_implementation
     training = [module for module in model.modules() if module.training]
+    kind = model.device.type
+    gpu = model.device if kind == "cuda" else -1                        # -1: none
+    # At every new shape cuDNN's attention takes a good part of a second, and prompts have many.
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         config._attn_implementation = name
         model.eval()
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        with torch.no_grad(), torch.autocast(kind, enabled=False), torch.cuda.device(gpu):
             yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         config._attn_implementation = old
         for module in training:
             module.training = True
+
+
+def limit_length(length, limit, what):
+    if length > limit:
+        raise ValueError(f"its {what} differs in texts of more than {limit} tokens, and {length=}: "
+                         "lower --max_new_tokens")
 
 
 def examine(model, length):
@@ -394,29 +455,36 @@ def examine(model, length):
     # What a short text cannot show.
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
-    for kind in kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"layers of type {kind}")
-    window = getattr(config, "sliding_window", None)
-    used = getattr(config, "use_sliding_window", True)
-    if used and window and window < length:
-        raise ValueError(f"a sliding window of {window}, shorter than length={length}")
-    rope = str(getattr(config, "rope_parameters", None))
-    if "dynamic" in rope or "longrope" in rope:
+    state = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
+    if state or getattr(model, "_is_stateful", False):
+        state = ", ".join(sorted(state)) or "recurrent"
+        raise ValueError(f"its layers ({state}) keep more than the keys and values of a slab; "
+                         "idft.py trains it where no --eval_data is asked for")
+    if "chunked_attention" in kinds:
+        limit_length(length, config.attention_chunk_size, "attention in chunks")
+    if getattr(config, "attn_temperature_tuning", False):
+        limit_length(length, config.floor_scale - 1, "attention scaled by position")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limit_length(length, rope["original_max_position_embeddings"], "long rope")
+    elif "dynamic" in str(rope) or "longrope" in str(rope):
         raise ValueError("dynamic rope: frequencies depend on the longest row of a batch")
 
-    # The proof: four texts of eight tokens, read as seven and one, give the model's own logits.
-    ids = torch.arange(32, device=model.device).view(4, 8) * 37 + 11
+    # The proof: four texts, the last token read by itself, give the model's own logits. They are
+    # longer than its window, unless that would take minutes.
+    window = getattr(config, "sliding_window", None) or 0
+    T = 40 if window > 1000 else max(40, window + 8)
+    T = min(T, max(length, 8))
+    ids = torch.arange(4 * T, device=model.device).view(4, T) * 37 + 11
     ids %= model.get_input_embeddings().num_embeddings
     with attention(model, "eager"):
         want = model(input_ids=ids, use_cache=False).logits[:, -1].float()
-    slots = Slots(model, 4, 1, 8)
-    slots.last[:, 0] = ids[:, 7]
-    slots.pos[:] = 7
+    texts = [Sample(texts=(tuple(text),), budget=1) for text in ids.tolist()]
+    slots = Slots(model, 4, 1, T)
     with attention(model, "slab"):
-        texts = ids[:, :7].tolist()
-        slots.read(list(zip(texts, range(4))))
+        slots.fill([], texts, seed=0)
         got = slots.forward(4)[:, 0].float()
-    if len(slots.slab) != config.num_hidden_layers:
+    if len(slots.keys) != config.num_hidden_layers:
         raise ValueError("not all of its layers attend through transformers.AttentionInterface")
     # The median row: bf16 may send a token to another expert, but a wrong model errs in all rows.
     largest = want.abs().amax(-1).clamp(min=1e-6)
@@ -427,15 +495,10 @@ def examine(model, length):
         raise ValueError(f"its logits through the slab are off by {error:.1e} of their size")
 
 
-# ---- the sampler ---------------------------------------------------------------------------------
-
 class Sampler:
-    """Samples from a decoder-only Hugging Face model, `rows` side by side, of texts of at most
-    `length` tokens. ValueError for a model that the slab cannot serve.
-
-    The model's weights may change between calls. With `dtype` the sampler keeps a twin in that
-    precision (bf16 beside float32 weights that learn), as of the last `sync`.
-    """
+    """Samples from a decoder-only Hugging Face model, `rows` side by side, texts of at most
+    `length` tokens. ValueError for a model that the slab cannot serve. With `dtype` it keeps a twin
+    in that precision (bf16 beside float32 weights that learn), as of the last `sync`."""
 
     def __init__(self, model, rows=64, length=2048, streams=1, dtype=None):
         if dtype not in (None, model.dtype):
@@ -533,23 +596,21 @@ class Sampler:
 
 
 def main():
-    """Six problems of the toy pass through three slots; then `generate` answers them."""
-    import toy
-    from eval import prompt_ids
-
-    model, tokenizer = toy.base_model(0)
-    prompts = [prompt_ids(tokenizer, problem["problem"]) for problem in toy.problems("train", 6)]
-
-    def look(tokens):
-        print(f"{len(tokens):3} tokens: {tokenizer.decode(tokens)}")
+    """Six prompts of a small random model pass through three slots; then `generate` answers."""
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=1000, hidden_size=64, intermediate_size=128,
+                         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                         initializer_range=0.3)
+    model = Qwen2ForCausalLM(config).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=list(range(100)))
+    prompts = torch.randint(100, 1000, (6, 8)).tolist()
 
     print("What three slots hold at every look; a fresh sample comes behind those that go on.\n")
     sampler = Sampler(model, rows=3, length=128)
-    sampler.every = 16
-    samples = sampler(prompts, max_new_tokens=48, temperature=0.0, halt=look)
+    samples = sampler(prompts, max_new_tokens=12, temperature=0.0, halt=print)
     equal = 0
     for prompt, sample in zip(prompts, samples):
-        text = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=48)
+        text = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)
         equal += text[0].tolist() == prompt + sample.tokens
     print(f"\n{equal} of {len(samples)} texts are those of generate, token by token")
 

@@ -22,6 +22,7 @@ can do.
 import contextlib
 import hashlib
 import random
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -289,14 +290,25 @@ def pretrain(seed=0, steps=1200):
 def base_model(seed=0):
     """The toy base as (model in eval mode, tokenizer), pre-trained on first use and kept in the
     user's cache folder under a hash of all it depends on: this file, seed, library versions."""
-    torch.set_num_threads(1)    # for good: more are no faster here, and sums depend on how many
     recipe = f"{Path(__file__).read_text()} {seed} {torch.__version__} {transformers.__version__}"
     key = hashlib.sha256(recipe.encode()).hexdigest()
-    folder = Path.home() / ".cache" / "prefix-rft-toy" / key
-    if folder.exists():
-        return LlamaForCausalLM.from_pretrained(folder), tokenizer()
-    model, tok = pretrain(seed)
-    with contextlib.suppress(OSError):             # no place to keep it, or another was first
+    folder = None
+    with contextlib.suppress(Exception):           # no home, or what lies there is damaged
+        folder = Path.home() / ".cache" / "prefix-rft-toy" / key
+        model, found = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
+        if not any(found.values()):                # no weight is missing
+            return model, tokenizer()
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    # On one thread: sums depend on how many, and more are no faster here.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model, tok = pretrain(seed)
+    finally:
+        torch.set_num_threads(threads)
+    with contextlib.suppress(Exception):           # no place to keep it, or another was first
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             model.save_pretrained(f"{scratch}/base")
@@ -320,4 +332,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(BrokenPipeError):     # as in `| head`
+        main()

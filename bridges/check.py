@@ -40,8 +40,7 @@ from eval import (InputError, demo_ids, exit_on_mistake, load_model, load_proble
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 PROBLEMS, N, ROOM = 8, 4, 64            # a batch, rollouts of a problem, longest response
-
-LR = 10.0
+LR = 10.0                               # so large that the second rollouts are another text
 
 # What takes the place of a printed value, and what is added, for a CPU and plain gradient descent.
 TRL_VALUES = {"--num_generations": N, "--max_completion_length": ROOM, "--learning_rate": LR,

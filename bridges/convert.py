@@ -4,14 +4,17 @@ Other people's data formats -> ours, {"problem", "solution", "answer"}, one JSON
     python bridges/convert.py in.jsonl out.jsonl          a JSONL file, a JSON array or hf://...
 
     alpaca             instruction, input, output
-    TRL                messages; prompt and completion, also as conversations
+    TRL                messages; prompt and completion or chosen, also as conversations
+    verl, LUFFY        prompt, target, reward_model {ground_truth}
     multiple choice    ARC (question, choices {text, label}, answerKey), MMLU (choices, answer),
                        MMLU-Pro (options, answer_index), GPQA (Question, Correct Answer, ...)
 
 Options get the letters A, B, C ... and the answer becomes a letter. GPQA names the right option
-first: its options are shuffled, by a generator seeded with the question.
+first: its options are shuffled, by a generator seeded with the question. A row that would have
+neither solution nor answer stops the program, and no file is ever overwritten.
 """
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -28,6 +31,10 @@ def convert(row):
 
     A row that lacks a key of its format raises what Python raises."""
     problem, solution, answer = [first_alias(row, key) for key in ALIASES]
+    if solution is None:
+        solution = row.get("target") or row.get("chosen")                # LUFFY, TRL's preferences
+    if answer is None and isinstance(row.get("reward_model"), dict):     # verl
+        answer = row["reward_model"]["ground_truth"]
 
     # Multiple choice
     if "Correct Answer" in row:                                          # GPQA
@@ -45,18 +52,30 @@ def convert(row):
 
     # Demonstrations
     elif problem is None and "messages" in row:                          # TRL
-        problem = row["messages"]
-        if not is_chat(problem):
-            raise InputError('messages must be a chat: [{"role": "user", "content": "..."}]')
-        if problem[-1]["role"] == "assistant":
-            problem, solution = problem[:-1], problem[-1]["content"]
+        problem, solution = split_chat(row["messages"])
+    elif problem is None and "chosen" in row:                            # a preference, all of it
+        problem, solution = split_chat(row["chosen"])
     elif problem is None and "instruction" in row:                       # alpaca
         problem, solution = row["instruction"], row["output"]
         if row.get("input"):
             problem += "\n" + row["input"]
     elif isinstance(solution, list) and isinstance(solution[-1], dict):  # TRL, a conversation
-        solution = solution[-1]["content"]
+        before, solution = split_chat(solution)
+        if solution is None:
+            raise InputError("the completion does not end with an assistant's turn")
+        if before:
+            problem = problem + before
     return {"problem": problem, "solution": solution, "answer": answer}
+
+
+def split_chat(turns):
+    """A chat -> (what precedes the assistant's last turn, that turn's text), (all of it, None) if a
+    user has the last word."""
+    if not is_chat(turns):
+        raise InputError('it must hold a chat: [{"role": "user", "content": "..."}]')
+    if turns[-1]["role"] != "assistant":
+        return turns, None
+    return turns[:-1], turns[-1]["content"]
 
 
 def lettered(question, options, right):
@@ -66,6 +85,9 @@ def lettered(question, options, right):
         raise InputError("it has options and no question")
     if not isinstance(options, list) or not 2 <= len(options) <= 26:
         raise InputError("the options must be a list of 2 to 26")
+    for value in [*options, right]:
+        if type(value) not in (str, int, float):
+            raise InputError(f"the options and the answer must be texts or numbers, not {value}")
     # Whatever right is, it becomes an index
     letters = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:len(options)])
     if right not in range(len(options)):
@@ -85,11 +107,16 @@ def lettered(question, options, right):
 def main(argv):
     if len(argv) != 2:
         raise InputError("give two files: python bridges/convert.py in.jsonl out.jsonl")
+    if os.path.lexists(argv[1]):
+        raise InputError(f"{argv[1]} exists already: name another file")
     problems = []
     for place, row in read_rows(argv[0]):
         with blame(f"{place} is not as its format has it", f"; its keys are: {', '.join(row)}",
                    (AttributeError, KeyError, TypeError, ValueError)):
-            problems.append(to_problem(convert(row)))
+            problem = to_problem(convert(row))
+            if problem["solution"] is None and problem["answer"] is None:
+                raise InputError("it would have neither solution nor answer")
+        problems.append(problem)
     if not problems:
         raise InputError(f"{argv[0]} is empty")
     write_rows(argv[1], problems)

@@ -5,7 +5,7 @@ gpu.py - what a GPU makes of this repository. Parts print as they go; one may fa
     shapes      milliseconds of prompt attention at a new shape and at a known one, cuDNN on and off
     attention   one layer's attention to the slab, by each path, against its floor
     draw        drawing a token: plain, top-p by candidates, top-p by sorting everything
-    step        kernels of a decoding step, launched one by one and replayed from a graph
+    step        a decoding step, launched kernel by kernel and replayed from a graph; the capture
     roofline    decoding at 1.5B shape against `generate` and against its floor
     stats       token_stats of 8k tokens: seconds, peak memory
     update      Prefix-RFT by stages, MFU of the update, peak memory; 0.5B and 1.5B, 2k and 8k
@@ -41,7 +41,7 @@ import prefix_rft
 import toy
 from ddt import CHUNK, response_stats
 from eval import InputError, flag, greedy_accuracy, new_sampler, run_script
-from sampler import Sampler, Slots, attention, draw
+from sampler import Call, Sampler, Slots, attention, draw, replay, slab_attention
 
 # vocabulary, hidden, MLP, layers, heads, kv heads: those of Qwen2.5, and some for the CPU
 SHAPES = {
@@ -134,6 +134,7 @@ def kernels(size):
 
 
 def shapes(size):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
     for cudnn in (True, False):
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
         new = known = 0.0
@@ -142,7 +143,7 @@ def shapes(size):
             run = lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True)
             new += timed(run)[0]
             known += seconds(run)
-        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(before)
         print(f"cuDNN {cudnn!s:5}: a new shape {1e3 * new / size.shapes:8.2f} ms, "
               f"a known one {1e3 * known / size.shapes:8.3f} ms")
 
@@ -152,17 +153,20 @@ def layer_attention(size):
     print("  rows  context  path     us  floor us")
     for context in size.contexts:
         for rows in (8, *size.rows):
-            slots = Slots(SimpleNamespace(device=size.device, dtype=size.dtype), rows, 1, context)
+            slots = Slots(SimpleNamespace(device=size.device), rows, 1, context)
             slots.pos += context - 1
-            slots.aim(rows)
+            used = slots.pos[:, 0].int() + 1
+            call = Call(slots.numbers[:rows, None], slots.pos, context, used)
             q = torch.randn(rows, 12, 1, 128, device=size.device, dtype=size.dtype)
             k = torch.randn(rows, 2, 1, 128, device=size.device, dtype=size.dtype)
             floor = 2 * rows * context * 2 * 128 * k.element_size() / rate
-            slots.attend(0, q, k, k, 0.1)
-            for slots.flash in (True, False) if slots.flash else (False,):
-                slots.aim(rows)
-                took = seconds(lambda: slots.attend(0, q, k, k, 0.1), 20)
-                path = "flash" if slots.flash else "masked"
+            run = lambda: slab_attention(SimpleNamespace(layer_idx=0), q, k, k, None, slots=slots,
+                                         call=call, scaling=0.1)
+            run()
+            for flash in (True, False) if slots.flash[0] else (False,):
+                slots.flash[0] = flash
+                took = seconds(run, 20)
+                path = "flash" if flash else "masked"
                 print(f"{rows:6}{context:9}  {path:7}{1e6 * took:4.0f}{1e6 * floor:10.0f}")
 
 
@@ -187,10 +191,12 @@ def step(size):
         eager = seconds(lambda: slots.forward(rows))
         with torch.profiler.profile() as profile:
             slots.forward(rows)
-        replayed = seconds(lambda: slots.replay(rows))
+        # Every call of the sampler captures anew, for each number of slots that it comes by.
+        capture, _ = timed(lambda: replay(slots, rows))
+        replayed = seconds(lambda: replay(slots, rows))
     count = sum("CUDA" in str(event.device_type) for event in profile.events())
     print(f"{rows} rows, context {context}: {count} kernels, one by one {1e3 * eager:.2f} ms, "
-          f"from a graph {1e3 * replayed:.2f} ms")
+          f"from a graph {1e3 * replayed:.2f} ms; capturing it {capture:.2f} s, once a call")
 
 
 def roofline(size):

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 import hinted_decode
 import idft
-from eval import (InputError, flag, load_benchmarks, load_model, load_problems, new_run,
-                  pick_device, run_script, write_rows)
+from eval import (InputError, check_run, fingerprint, flag, load_benchmarks, load_model,
+                  load_problems, open_run, pick_device, run_script, write_rows)
 
 
 def token_batch(rows, tokens, step, seed):
@@ -77,20 +77,21 @@ TOY = {"eval_data": "toy", "steps": 100, "batch_tokens": 1024, "lr": 1e-3, "anal
 
 
 def main(flags):
-    out = new_run(flags.out, resume=False)
+    check_run(flags)
     problems = load_problems(flags.data, seed=flags.seed)
-    benchmarks = load_benchmarks([flags.eval_data] if flags.eval_data else [])
+    benchmarks = load_benchmarks([flags.eval_data])
     if flags.rounds > min(len(problems), flags.steps):
         raise InputError(f"--rounds {flags.rounds}: every round needs a problem and a step, there "
                          f"are {len(problems)} and {flags.steps}")
     retelling = hinted_decode.Flags(beta=flags.beta, analysis=flags.analysis, seed=flags.seed,
                                     max_new_tokens=flags.max_new_tokens, rows=flags.rows)
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
-    if model.device.type == "cuda":
-        idft.checkpoint_activations(model)
+    idft.checkpoint_activations(model, above=idft.KEEP)
     writer = hinted_decode.Writer(model, tokenizer, problems, retelling)
     optimizer = idft.new_optimizer(model)
     state = {"step": 0}
+    out, _ = open_run(flags, data=problems, eval_data=benchmarks,
+                      model=fingerprint(model, tokenizer))
     idft.report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
 
     for number in range(flags.rounds):

@@ -9,10 +9,12 @@ each counts, in tokens that belong to a sample a second of CPU time.
 """
 
 import time
+from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from eval import flag, run_script
 from sampler import Sampler
 
 STOP = range(128)       # random weights hit one of these 128 of 4,096 tokens in 32 steps or so
@@ -65,15 +67,14 @@ def sampled(sampler, prompts, n, new, stop):
     return sum(len(sample.tokens) for sample in samples)
 
 
-def main(rounds=3):
-    torch.set_num_threads(1)
+def main(flags):
     model = random_model()
     sampler = Sampler(model, rows=64, length=1024)
     print(f"{'tokens a second':32}{'generate':>10}{'sampler':>10}{'ratio':>8}")
     for name, (count, shortest, longest, n, new, stop) in CASES.items():
         prompts = random_prompts(count, shortest, longest)
         best = [0.0, 0.0]
-        for _ in range(rounds):
+        for _ in range(flags.rounds):
             for side, run in enumerate((generated, sampled)):
                 start = time.process_time()
                 tokens = run((model, sampler)[side], prompts, n, new, stop)
@@ -81,5 +82,10 @@ def main(rounds=3):
         print(f"{name:32}{best[0]:10.0f}{best[1]:10.0f}{best[1] / best[0]:8.1f}", flush=True)
 
 
+@dataclass
+class Flags:
+    rounds: int = flag(3, "of which the best counts", 1)
+
+
 if __name__ == "__main__":
-    main()
+    run_script(main, Flags)

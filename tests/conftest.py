@@ -68,6 +68,12 @@ def small_model(kind="llama", seed=0, vocab_size=40, **config):
             num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, **config)).eval()
 
 
+def recompute_activations(model):
+    """In the backward pass, by whatever name this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)()
+
+
 def word_problems(n, seed=0):
     """n arithmetic word problems as {"problem", "solution", "answer"}."""
     rng = random.Random(seed)
@@ -141,6 +147,13 @@ def slabs(monkeypatch):
 
     monkeypatch.setattr(eval, "Sampler", Spy)
     return widths
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A resumed run takes as many threads as it began with; the next test has one again."""
+    yield
+    torch.set_num_threads(1)
 
 
 # ---- scripts ------------------------------------------------------------------------------------

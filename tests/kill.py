@@ -1,38 +1,25 @@
-"""A script in a process of its own, killed at random moments and resumed: it must leave what an
-undisturbed run leaves."""
+"""A script killed at random moments and resumed: it must leave what an undisturbed run leaves. Every
+run is the command itself, as a user types it, with as many threads as it takes by itself."""
 
-import importlib
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
-from unittest import mock
 
 import torch
-from conftest import ROOT, run_here
+from conftest import ROOT
 from safetensors.torch import load_file
 
-# torch is imported once, every run is a fork of that
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["idft", "prefix_rft"])
 
-
-def work(script, argv):
-    torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    run_here(importlib.import_module(script), *argv)
-
-
-def start(script, argv):
-    with mock.patch.dict(os.environ, PYTHONPATH=str(ROOT)):
-        multiprocessing.forkserver.ensure_running()
-    process = processes.Process(target=work, args=(script, [str(a) for a in argv]))
-    process.start()
-    return process
+def start(script, argv, **environment):
+    """python script.py argv, in a process of its own."""
+    own = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    return subprocess.Popen([sys.executable, f"{script}.py", *map(str, argv)], cwd=ROOT,
+                            env={**own, **environment}, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.PIPE, text=True)
 
 
 def logged(out):
@@ -47,8 +34,8 @@ def last_step(out):
 
 def undisturbed(script, argv, out):
     process = start(script, [*argv, "--out", out])
-    process.join()
-    assert process.exitcode == 0
+    _, said = process.communicate()
+    assert process.returncode == 0, said
 
 
 def killed_and_resumed(script, argv, out, kills, seed=0):
@@ -59,14 +46,14 @@ def killed_and_resumed(script, argv, out, kills, seed=0):
     for last in [False] * kills + [True]:
         process = start(script, [*argv, "--out", out, *(["--resume"] if out.exists() else [])])
         goal = last_step(out) + rng.randint(1, 3)
-        while process.is_alive() and not last and last_step(out) < goal:
+        while process.poll() is None and not last and last_step(out) < goal:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         if not last:
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        hits += process.exitcode == -signal.SIGKILL
-    assert process.exitcode == 0
+            process.kill()
+        _, said = process.communicate()
+        hits += process.returncode == -signal.SIGKILL
+    assert process.returncode == 0, said
     return hits
 
 

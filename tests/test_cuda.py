@@ -23,7 +23,7 @@ def on_gpu(name="qwen3", dtype=torch.float32, **shape):
 @pytest.fixture
 def eager(monkeypatch):
     """Flash attention without graphs, on request."""
-    return lambda: monkeypatch.setattr(Slots, "replay", Slots.forward)
+    return lambda: monkeypatch.setattr(sampler_module, "replay", Slots.forward)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -62,14 +62,14 @@ def test_graph_replay_equals_eager(streams, eager):
 
 
 def test_graphs_are_used_and_their_memory_is_freed(monkeypatch):
-    captured, capture = [], Slots.capture
+    captured, capture = [], sampler_module.capture
 
-    def watched(self, size):
-        graph, logits = capture(self, size)
+    def watched(slots, size):
+        graph, logits = capture(slots, size)
         captured.append(graph is not None)
         return graph, logits
 
-    monkeypatch.setattr(Slots, "capture", watched)
+    monkeypatch.setattr(sampler_module, "capture", watched)
     sampler = Sampler(on_gpu("qwen3", torch.bfloat16, **HALF), rows=32, length=2048)
     sampler(ragged(), max_new_tokens=4, stop=())
     before = torch.cuda.memory_allocated()
@@ -109,8 +109,9 @@ def test_the_kernel_does_what_its_stand_in_does(heads, kv_heads, dim):
 def test_flash_attention_equals_masked(monkeypatch):
     model, prompts = on_gpu("qwen3", torch.bfloat16, **HALF), ragged()
     sampler, used = Sampler(model, rows=16, length=64), []
-    flash, fits = Slots.attend_flash, sampler_module.flash_fits
-    monkeypatch.setattr(Slots, "attend_flash", lambda *args: used.append(1) or flash(*args))
+    flash, fits = sampler_module.attend_flash, sampler_module.flash_fits
+    monkeypatch.setattr(sampler_module, "attend_flash",
+                        lambda *args: used.append(1) or flash(*args))
     run = lambda: [sample.entropy[0] for sample in sampler(prompts, n=2, max_new_tokens=1, stop=())]
     a = run()
     monkeypatch.setattr(sampler_module, "flash_fits", lambda q, k, v: not fits(q, k, v))
@@ -126,7 +127,7 @@ def test_no_step_waits_for_the_host(how, graphs, eager, monkeypatch):
     if not graphs:
         eager()
     sampler(prompts, n=2, max_new_tokens=12, stop=(), **how)                # warms libraries up
-    replay, draw, steps = Slots.replay, sampler_module.draw, []
+    replay, draw, steps = sampler_module.replay, sampler_module.draw, []
 
     def watched(f, captures):
         def run(*args):
@@ -140,7 +141,7 @@ def test_no_step_waits_for_the_host(how, graphs, eager, monkeypatch):
 
     # the first replay of a size captures, which may wait
     fresh = lambda args: graphs and not args[0].graphs.get(8)
-    monkeypatch.setattr(Slots, "replay", watched(replay, fresh))
+    monkeypatch.setattr(sampler_module, "replay", watched(replay, fresh))
     monkeypatch.setattr(sampler_module, "draw", watched(draw, lambda args: False))
     sampler(prompts, n=2, max_new_tokens=12, stop=(), **how)
     assert len(steps) >= 48

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import transformers
-from conftest import make_tokenizer, refusal, run_here
+from conftest import make_tokenizer, recompute_activations, refusal, run_here
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -319,7 +319,7 @@ def test_training_mode_and_activation_checkpointing(small_chunks):
     found = []
     for activation_checkpointing in (False, True):
         if activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model)
         logp, entropy = ddt.token_stats(model, ids, torch.ones_like(ids))
         found.append(gradients(model, (logp + entropy ** 2).sum()))
         assert model.training

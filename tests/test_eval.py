@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Literal
@@ -30,7 +30,7 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertF
 import eval as ev
 from bridges import convert
 from conftest import ROOT, word_problems
-from kill import start
+from kill import start, undisturbed
 
 GSM8K_TEST = ROOT.parent / "shared" / "data" / "gsm8k_test.jsonl"
 CPU = torch.device("cpu")
@@ -97,7 +97,8 @@ def test_evaluation_of_a_known_table(monkeypatch):
     monkeypatch.setattr(ev, "stop_ids", lambda *_: [])
     monkeypatch.setattr(ev.time, "perf_counter", lambda: next(clock))
     problems = [{"problem": "?", "answer": "1"}] * 3
-    result = ev.evaluate(None, tokenizer, problems, n=4, ks=(1, 2), sampler=sampler)
+    model = SimpleNamespace(config=SimpleNamespace())
+    result = ev.evaluate(model, tokenizer, problems, n=4, ks=(1, 2), sampler=sampler)
     assert result["avg@n"] == result["pass@k"][1] == pytest.approx(5 / 12)
     assert result["pass@k"][2] == pytest.approx((0.5 + 1 + 0) / 3)
     assert result["finished"] == pytest.approx(5 / 12) and result["length"] == pytest.approx(106 / 12)
@@ -135,6 +136,11 @@ CONVERTS = [  # a row that bridges/convert.py reads and eval.py refuses, the pro
     ({"instruction": "1+1?", "input": "", "output": DEMO}, OURS),
     ({"instruction": "Add.", "input": "1 and 1", "output": DEMO}, {**OURS, "problem": "Add.\n1 and 1"}),
     ({"messages": [SYSTEM, USER, SAID]}, {**OURS, "problem": [SYSTEM, USER]}),
+    ({"prompt": [USER], "target": [SAID], "reward_model": {"ground_truth": "2"}}, {**OURS, "problem": [USER]}),
+    ({"prompt": "1+1?", "chosen": DEMO, "rejected": "3"}, OURS),                                     # preferences
+    ({"prompt": [USER], "chosen": [SAID], "rejected": [USER]}, {**OURS, "problem": [USER]}),
+    ({"chosen": [SYSTEM, USER, SAID], "rejected": [USER]}, {**OURS, "problem": [SYSTEM, USER]}),
+    ({"prompt": [USER], "completion": [SAID, USER, SAID]}, {**OURS, "problem": [USER, SAID, USER]}),
     ({"messages": [USER], "answer": 2}, {"problem": [USER], "solution": None, "answer": "2"}),
     ({"prompt": [USER], "completion": [SAID]}, {**OURS, "problem": [USER]}),
     ({"prompt": "1+1?", "completion": [SAID]}, OURS),
@@ -162,6 +168,13 @@ def test_rows_that_are_converted(tmp_path, row, problem):
     assert ev.load_problems(after) == [problem]
 
 
+def test_rows_of_verl():
+    row = {"prompt": [USER], "reward_model": {"ground_truth": 2, "style": "rule"}, "data_source": "x"}
+    assert ev.to_problem(convert.convert(row)) == {"problem": [USER], "solution": None, "answer": "2"}
+    with pytest.raises(ev.InputError, match="answer"):
+        ev.to_problem(row, ("answer",))
+
+
 def test_gpqa_options_are_shuffled_always_the_same_way(tmp_path):
     letters = ""
     for i in range(60):
@@ -186,7 +199,13 @@ def test_gpqa_options_are_shuffled_always_the_same_way(tmp_path):
     ({"question": "?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}}, "answerKey"),
     ({"question": "?", "options": ["a", "b"], "answer": "C"}, "answer C"), ({"options": ["a", "b"]}, "no question"),
     ({"question": "?", "options": ["a", "b"], "answer_index": 2}, "answer 2"),
-    ({"question": "?", "options": ["a", "b"]}, "answer None")], ids=str)
+    ({"prompt": [USER], "completion": [SAID, USER]}, "assistant's turn"),
+    ({"prompt": "x", "completion": [SAID, USER, SAID]}, "prompt"),
+    ({"prompt": "x", "text": "y"}, "neither solution nor answer"),
+    ({"prompt": [USER], "reward_model": {"style": "rule"}}, "ground_truth"),
+    ({"question": "?", "options": ["a", None], "answer": "A"}, "not None"),
+    ({"question": "?", "options": ["a", "b"], "answer": True}, "not True"),
+    ({"question": "?", "options": ["a", "b"]}, "not None")], ids=str)
 def test_convert_writes_all_or_nothing(tmp_path, row, named):
     before = jsonl(tmp_path / "in.jsonl", OURS, row)
     with pytest.raises(ev.InputError, match=f"in.jsonl line 2.*{named}") as error:
@@ -199,7 +218,9 @@ def test_convert_runs_as_a_script_and_as_a_module(tmp_path, monkeypatch, capsys)
     script = str(ROOT / "bridges" / "convert.py")
     done = subprocess.run([sys.executable, script, before, after], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and ev.load_problems(after) == [OURS], done.stderr
-    for argv, named in [([before, after], ""), ([before], "two files"), (["absent", after], "absent")]:
+    for argv, named in [([before, after], "exists already"), ([before, before], "exists already"),
+                        ([before, str(tmp_path)], "exists already"), ([before, after + "2"], ""),
+                        ([before], "two files"), (["absent", after + "3"], "absent")]:
         monkeypatch.setattr(sys, "argv", ["convert.py", *argv])
         with pytest.raises(SystemExit) if named else contextlib.nullcontext() as stop:
             runpy.run_path(script, run_name="__main__")
@@ -225,11 +246,17 @@ BAD_FILES = [  # what stands in the file, what the sentence must name
     (b"", "empty"), (b"  \n\n", "empty"), (b"[]", "empty"), (b"{oops", "line 1"), (b"{}\n{x}", "line 2"),
     (b"[\n{},\n{]", "line 3"), (b"3", "line 1"), (b'["a"]', "item 1"), (b"\xff\xfe\x00", "UTF-8"),
     (b"[" * 100_000, "JSON"), (b'{"problem": "x", "answer": ' + b"9" * 5000 + b"}", "line 1"),
-    (b'{"problem": "x\\ud800", "answer": "1"}', "line 1"),
+    (b'{"problem": "x\\ud800", "answer": "1"}', "line 1"), (b'{"problem": "x", "answer": NaN}', r"line 1: answer \("),
+    (b'{"problem": "x", "answer": -Infinity}', "line 1"), (b'{"problem": "x", "answer": 1e400}', "line 1"),
+    (b'{"problem": "x", "answer": "1", "answer": "2"}', 'line 1 .*"answer" stands there twice'),
+    (b'[{"problem": "x", "answer": {"a": 1, "a": 1}}]', '"a" stands there twice'),
 ]
 BAD_ROWS = [
     ({"a": 1, "b": 2}, "a, b"), ({}, "none"), ({"problem": "", "answer": "1"}, r": problem \("),
     ({"problem": 3, "answer": "1"}, r": problem \("), ({"prompt": [], "answer": "1"}, r": problem \("),
+    *(({"prompt": chat, "answer": "1"}, "chat") for chat in
+      ([{"role": "user", "content": ""}], [{"role": "user", "content": " "}], [{"role": "", "content": "x"}],
+       [SYSTEM, {"role": "user", "content": None}], [USER, {"role": "assistant", "content": ""}, USER])),
     ({"prompt": ["hi"], "answer": "1"}, "chat"), ({"prompt": [{"role": "user"}], "answer": "1"}, "content"),
     *(({"problem": "x", **answer}, r": answer \(") for answer in
       ({}, {"answer": True}, {"answer": {"v": 1}}, {"answer": " "}, {"answer": "2 ####"})),
@@ -278,6 +305,11 @@ def test_two_benchmarks_of_one_name_are_both_kept(tmp_path):
     found = ev.load_benchmarks([str(tmp_path / "a" / "test.jsonl"), str(tmp_path / "b" / "test.jsonl"), "toy"])
     assert list(found) == ["test", "test-2", "toy-hard", "toy-longer", "toy-easy"]
     assert found["test-2"] == [OURS | {"problem": "b"}]
+    mine = str(jsonl(tmp_path / "toy-hard.jsonl", OURS))
+    for names in ([mine, "toy"], ["toy", mine]):
+        found = ev.load_benchmarks(names)
+        assert len(found) == 4 and {"toy-hard", "toy-hard-2"} <= set(found) and [OURS] in found.values()
+    assert ev.load_benchmarks([""]) == {}
 
 
 # ---------------------------------------------------------------- models
@@ -452,6 +484,55 @@ def test_no_such_model(tmp_path):
             ev.load_model(name, CPU)
 
 
+def test_an_adapter_is_refused(tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "beside")
+    (tmp_path / "alone").mkdir()
+    for name in ("beside", "alone"):
+        (tmp_path / name / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        with pytest.raises(ev.InputError, match="--model .* is an adapter: merge it"):
+            ev.load_model(str(tmp_path / name), CPU)
+
+
+def test_a_mistyped_directory_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ev, "AutoTokenizer", None)
+    monkeypatch.setattr(ev, "find_adapter_config_file", lambda name: None)
+    with pytest.raises(ev.InputError, match="runs/stf is no directory"):
+        ev.load_model("runs/stf", CPU)
+    with pytest.raises(ev.InputError, match="'NoneType' object"):
+        ev.load_model("owner/name", CPU)
+
+
+def test_the_advice_of_a_library_is_left_out(tiny_checkpoint, tmp_path):
+    """A pickle that would run code, and a model that would."""
+    path = tmp_path / "pickled"
+    shutil.copytree(tiny_checkpoint, path)
+    (path / "model.safetensors").unlink()
+    torch.save({"x": os.system}, path / "pytorch_model.bin")
+    with pytest.raises(ev.InputError, match="cannot be loaded: .") as error:
+        ev.load_model(str(path), CPU)
+    assert "weights_only" not in str(error.value)
+    change_config(tmp_path / "pickled", model_type="own", auto_map=OWN_CODE)
+    with pytest.raises(ev.InputError, match="cannot be loaded: .") as error:
+        ev.load_model(str(path), CPU)
+    assert "trust_remote_code=True" not in str(error.value)
+
+
+def test_the_line_is_named_whatever_is_wrong_with_its_prompt(tiny, tiny_checkpoint, tmp_path):
+    rows = word_problems(4)
+    rows[2]["problem"] = "long " * 3000
+    path = jsonl(tmp_path / "mine.jsonl", *rows)
+    with pytest.raises(ev.InputError, match="mine.jsonl line 3: a prompt has .* the model reads 2048"):
+        ev.evaluate(*tiny, ev.load_problems(path))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.chat_template = ("{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+                               "{% endif %}{{ m.content }}{% endfor %}")
+    path = jsonl(tmp_path / "mine.jsonl", OURS, {**OURS, "problem": [SYSTEM, USER]})
+    with pytest.raises(ev.InputError, match="mine.jsonl line 2: .*no system"):
+        ev.encode(tokenizer, ev.load_problems(path))
+
+
 def test_a_template_that_refuses(tiny_checkpoint):
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer.chat_template = "{{ raise_exception('no system turn, please') }}"
@@ -542,25 +623,144 @@ def test_mistakes_become_exit_codes(script, error, code, said):
     assert script(main=main, Flags=Example) == (code, "", said)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried ..."),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_a_full_memory_is_one_sentence_with_the_flags_that_help(script, error):
+    @dataclass
+    class Small:
+        rows: int = ev.flag(1, "")
+        max_new_tokens: int = ev.flag(1, "")
+
+    def main(flags):
+        with ev.blame("--model cannot be loaded"):               # this is not the model's fault
+            raise error
+    code, _, err = script(main=main, Flags=Small)
+    assert code == 2 and err.startswith("error: out of memory: lower --rows or --max_new_tokens; ")
+
+
+def test_a_file_that_cannot_be_written_names_place_and_mend(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", tmp_path / "absent" / "file"):
+        with pytest.raises(ev.InputError, match=f"{path} cannot be written: .*make room"):
+            ev.write_rows(path, [{}])
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("buffering", [1, -1])
+@pytest.mark.parametrize("kind, code, said", [
+    ("pipe", 141, ""), ("full", 2, "error: standard output cannot be written: "), ("ascii", None, "")])
+def test_what_becomes_of_the_output_is_no_traceback(tmp_path, monkeypatch, capsys, kind, code, said, buffering):
+    """`| true`, a full disk, a terminal without UTF-8; closing such a file complains once more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    place = {"pipe": writer, "full": "/dev/full", "ascii": tmp_path / "out"}[kind]
+    with open(place, "w", buffering, encoding="ascii" if kind == "ascii" else "utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) if code else contextlib.nullcontext() as stop:
+            ev.exit_on_mistake(print, "é" * 99)
+        assert code is None or stop.value.code == code
+    err = capsys.readouterr().err
+    assert err.startswith(said) and err.count("\n") == bool(said)
+
+
 def test_our_own_mistakes_keep_their_traceback(script):
     with pytest.raises(ZeroDivisionError):
         script(main=lambda flags: 1 / 0, Flags=Example)
 
 
-def test_new_run(tmp_path):
-    out = ev.new_run(str(tmp_path / "runs" / "x"), False)
-    assert out == tmp_path / "runs" / "x" and not (tmp_path / "runs").exists()
+@dataclass
+class Run:
+    out: str
+    data: str = "d.jsonl"
+    model: str = "m"
+    lr: float = 0.5
+    rows: int = 8
+    device: str = "cpu"
+    resume: bool = False
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """The flags of a run that has begun with data [1] and model 7, its folder, its record."""
+    flags = Run(str(tmp_path / "runs" / "x"))
+    out, record = ev.open_run(flags, data=[1], model=7)
+    return replace(flags, resume=True), out, record
+
+
+def test_a_run_begins_where_there_is_none(tmp_path):
+    run = Run(str(tmp_path / "runs" / "x"))
+    out, before = ev.check_run(run)
+    assert out == tmp_path / "runs" / "x" and before is None and not (tmp_path / "runs").exists()
     with pytest.raises(ev.InputError, match="no run in"):
-        ev.new_run(out, True)
+        ev.check_run(replace(run, resume=True))
+    # What a kill in the first moments leaves is no run: both ways go on.
     out.mkdir(parents=True)
-    assert ev.new_run(out, False) == out                         # an empty directory is no run
-    (out / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ev.InputError, match="--resume"):
-        ev.new_run(out, False)
-    assert ev.new_run(out, True) == out
-    for place in (out / "metrics.jsonl", out / "metrics.jsonl" / "deeper"):
+    (out / ".lock").touch(), (out / "flags.json.tmp").write_text("{")
+    assert ev.check_run(run) == ev.check_run(replace(run, resume=True)) == (out, None)
+
+
+def test_a_run_goes_on_with_what_it_began_with(begun, capsys):
+    flags, out, record = begun
+    assert json.loads((out / "flags.json").read_text()) == record and record["flags"]["lr"] == 0.5
+    assert ev.check_run(flags) == (out, record) == ev.open_run(flags, data=[1], model=7)
+    method, optimisation, machine = capsys.readouterr().out.splitlines()[:3]
+    assert method.split() == "method data d.jsonl, model m".split()
+    assert "lr 0.5" in optimisation and "threads 1" in machine
+    assert ev.open_run(flags, data=[1]) == (out, record)         # the model is in the checkpoint
+    for other, inputs, said in [
+            (replace(flags, resume=False), {}, "already holds a run: add --resume"),
+            (replace(flags, lr=1.0), {}, "has --lr 0.5, repeat its flags"),
+            (flags, {"data": [2], "model": 7}, "--data d.jsonl is not what this run began with"),
+            (flags, {"data": [1], "model": 8}, "--model m is not what this run began with")]:
+        with pytest.raises(ev.InputError, match=said):
+            ev.open_run(other, **inputs)
+
+
+def test_a_run_may_move_to_another_machine_and_that_is_said(begun, capsys, monkeypatch):
+    flags, out, record = begun
+    capsys.readouterr()
+    assert ev.open_run(flags, data=[1]) == (out, record) and "differ" not in capsys.readouterr().out
+    assert ev.open_run(replace(flags, rows=2), data=[1]) == (out, record)
+    assert "resumed with other rows: the last bits may differ" in capsys.readouterr().out
+    try:
+        (out / "flags.json").write_text(json.dumps({**record, "threads": 3}))
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        ev.open_run(flags, data=[1])
+        assert torch.get_num_threads() == 3 and "other its 3 threads: " in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", "{oops", '{"flags": {}, "checksum": {}, "threads": "2"}',
+                                  '{"flags": {}, "checksum": {}, "threads": 999999}',
+                                  '{"flags": 3, "checksum": {}, "threads": 1}', '{"flags": {}, "threads": 1}'])
+def test_an_edited_flags_json_is_one_sentence(begun, text):
+    flags, out, _ = begun
+    (out / "flags.json").write_text(text)
+    with pytest.raises(ev.InputError, match="flags.json is damaged.*name another --out"):
+        ev.check_run(flags)
+
+
+def test_one_run_at_a_time(begun):
+    """While another process is at it, nobody goes on; when that is killed, everybody may."""
+    flags, out, record = begun
+    holder = "import pathlib, sys, time, eval; eval.lock(pathlib.Path(sys.argv[1])); print(); time.sleep(60)"
+    (out / ".lock").unlink()                                     # this process holds the old file
+    process = subprocess.Popen([sys.executable, "-c", holder, out], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(ev.InputError, match="another run is at work"):
+        ev.check_run(flags)
+    process.kill()
+    process.communicate()
+    assert ev.check_run(flags) == (out, record)
+
+
+def test_places_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("{}\n")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in ("", tmp_path / "file", tmp_path / "file" / "deeper", tmp_path / "link", tmp_path / ("x" * 300)):
         with pytest.raises(ev.InputError, match="--out"):
-            ev.new_run(place, False)
+            ev.check_run(Run(str(place)))
 
 
 def test_pick_device():
@@ -693,7 +893,8 @@ def test_script_two_files(tiny_checkpoint, tmp_path, script):
         rows = ev.read_log(tmp_path / "out" / f"{name}.jsonl")
         assert [(row["problem"], row["answer"]) for row in rows] == [(p["problem"], p["answer"]) for p in problems]
         assert all(len(row["responses"]) == 2 for row in rows)
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["easy.jsonl", "hard.jsonl", "results.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        ".lock", "easy.jsonl", "flags.json", "hard.jsonl", "results.json"]
 
 
 def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_path, script):
@@ -701,16 +902,15 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
     data = [jsonl(tmp_path / f"{name}.jsonl", *word_problems(size)) for name, size in [("one", 2), ("two", 40)]]
     argv = ["--model", tiny_checkpoint, "--data", *data, "--n", 8, "--temperature", 1, "--ks", 1, 8,
             "--max_new_tokens", 30, "--rows", 32]
-    assert script(*argv, "--out", tmp_path / "whole")[0] == 0
-
+    undisturbed("eval", argv, tmp_path / "whole")
     out, file = tmp_path / "killed", tmp_path / "killed" / "one.jsonl"
     process = start("eval", [*argv, "--out", out])
-    while process.is_alive():
+    while process.poll() is None:
         if file.exists() and json.loads((out / "results.json").read_text())["results"]:
             break
         time.sleep(0.01)
     process.kill()
-    process.join()
+    process.communicate()
     assert file.exists() and not (out / "two.jsonl").exists()
     first = file.stat().st_mtime_ns
 
@@ -737,12 +937,30 @@ def test_resume_refuses_what_it_cannot_go_on_with_and_leaves_it_alone(tiny_check
     jsonl(data, *word_problems(2, seed=1))
     before = {file: file.read_bytes() for file in out.iterdir()}
     code, _, err = script(*argv, "--resume")
-    assert code == 2 and "other problems" in err and before == {file: file.read_bytes() for file in out.iterdir()}
-    (out / "results.json").write_text("{oops")
+    assert code == 2 and "is not what this run began with" in err
+    assert before == {file: file.read_bytes() for file in out.iterdir()}
+
+    # Another model at the same place, and results that somebody has edited
+    jsonl(data, *word_problems(2))
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, copy)
+    argv[1], argv[-1] = copy, tmp_path / "other"
+    assert script(*argv)[0] == script(*argv, "--resume")[0] == 0
+    file = tmp_path / "other" / "results.json"
+    report = json.loads(file.read_text())
+    for change in ({"checksum": None}, {"results": []}, {"results": {"data": {}}}, {"flags": []}, {"more": 1}):
+        file.write_text(json.dumps({**report, **change}))
+        code, _, err = script(*argv, "--resume")
+        assert code == 2 and "results.json is damaged" in err and err.count("\n") == 1
+    for text in ("{oops", "[]", "{}"):
+        file.write_text(text)
+        assert "results.json is damaged" in script(*argv, "--resume")[2]
+    file.write_text(json.dumps(report))
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    model.model.norm.weight.data[0] += 0.01
+    model.save_pretrained(copy)
     code, _, err = script(*argv, "--resume")
-    assert code == 2 and "results.json" in err and err.count("\n") == 1
-    (out / "results.json").write_text("[]")
-    assert "results.json is damaged" in script(*argv, "--resume")[2]
+    assert code == 2 and "--model" in err and "is not what this run began with" in err
 
 
 def test_a_run_killed_in_its_first_evaluation_can_be_resumed(tiny_checkpoint, tmp_path, script, monkeypatch):

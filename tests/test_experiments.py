@@ -15,8 +15,8 @@ import toy
 from conftest import ROOT                                              # puts the root on the path
 from ddt import response_stats
 from eval import InputError, new_sampler, parse_flags, prompt_ids
-from experiments import (distill, draw, experts, hpt, losses, online, preference, relatives, rl,
-                         sweep, texts, weights)
+from experiments import (distill, draw, experts, gpu, hpt, losses, online, preference, relatives,
+                         rl, sweep, texts, weights)
 from test_toy import answer_of, play, question, steps_of
 
 REAL_PROBLEMS = toy.problems
@@ -861,3 +861,19 @@ def test_coloured_tokens(small_world):
 
 def test_no_picture_is_left_in_the_old_place():
     assert not (ROOT / "pictures").exists() and not (ROOT / "results").exists()
+
+
+# ---- what fits on a card ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, parameters", [("0.5B", 494_032_768), ("1.5B", 1_543_714_304),
+                                              ("3B", 3_085_938_688), ("7B", 7_615_616_512)])
+def test_memory_of_a_published_size(name, parameters):
+    plain, _ = gpu.memory(name, False, 2048)
+    need, main = gpu.memory(name, True, 2048)
+    assert need["weights"] == 2 * parameters / 1e9 and main == 16 * parameters / 1e9
+    of_model = plain["weights"] + plain["gradients"] + plain["moments"]
+    assert of_model == pytest.approx(20 * parameters / 1e9)
+    assert all(need[what] <= plain[what] for what in need)
+    assert gpu.memory("1.5B", True, 8192)[0]["a row"] == 28 * 2 * 2 * 128 * 2 * 8704 / 1e9
+    fitting = [gpu.rows_that_fit(need, card) for card in gpu.CARDS]
+    assert fitting == sorted(fitting) and fitting[-1] == 64

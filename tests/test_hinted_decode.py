@@ -426,10 +426,17 @@ def test_a_killed_run_resumes_to_the_same_bytes(retold, tmp_path):
     with pytest.raises(InputError, match="flags"):
         hd.main(parsed(*argv, "--resume", "--beta", 1))
     half = path.read_bytes()
-    path.write_bytes(half.replace(b'"answer": "(', b'"answer": "(1', 1))
-    with pytest.raises(InputError, match="other problems"):
-        hd.main(parsed(*argv, "--resume"))
+    for text in (half.replace(b'"answer": "(', b'"answer": "(1', 1), b"{}\n", b"[]\n", b"{oops\n"):
+        path.write_bytes(text)
+        with pytest.raises(InputError, match="trajectories.jsonl"):
+            hd.main(parsed(*argv, "--resume"))
     path.write_bytes(half)
+    # The same problems and answers, but another solution to retell.
+    data = argv[1].read_text()
+    argv[1].write_text(data.replace("boxed", "boxed ", 1))
+    with pytest.raises(InputError, match="--data .* is not what this run began with"):
+        hd.main(parsed(*argv, "--resume"))
+    argv[1].write_text(data)
     flags = tmp_path / "run/flags.json"
     kept = flags.read_text()
     flags.write_text("{oops")

@@ -1,23 +1,26 @@
 """Proofs about sampler.py on the CPU: the samples are the model's, in whatever batch they came."""
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import recompute_activations
 from transformers import (BloomConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig, GPT2Config,
-                          GPTNeoXConfig, GptOssConfig, LlamaConfig, MambaConfig, MistralConfig,
-                          MixtralConfig, Phi3Config, PhiConfig, PhimoeConfig, Qwen2Config,
-                          Qwen2MoeConfig, Qwen3Config)
+                          GPTNeoXConfig, GptOssConfig, LlamaConfig, Llama4TextConfig, MambaConfig,
+                          MistralConfig, MixtralConfig, NemotronConfig, Phi3Config, PhiConfig,
+                          PhimoeConfig, Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3NextConfig)
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import sampler as sampler_module
-from sampler import Sample, Sampler, Slots, draw, invert, truncate, uniforms
+from sampler import Call, Sample, Sampler, Slots, draw, invert, truncate, uniforms
 
 V = 64
 SHAPE = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
@@ -25,6 +28,10 @@ SHAPE = dict(vocab_size=V, hidden_size=48, intermediate_size=64, num_hidden_laye
 QWEN2 = Qwen2Config(**SHAPE)
 MQA = {**SHAPE, "num_key_value_heads": 1}
 MHA = {**SHAPE, "num_key_value_heads": 4}
+LONG_ROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 6,
+             "long_factor": [4.0] * 6, "original_max_position_embeddings": 40}
+LLAMA4 = {**SHAPE, "head_dim": 12, "intermediate_size_mlp": 64, "num_local_experts": 2,
+          "num_experts_per_tok": 1, "no_rope_layers": [1, 0], "floor_scale": 64}
 ARCHITECTURES = {
     "qwen2": QWEN2,
     "qwen2 tied": Qwen2Config(**SHAPE, tie_word_embeddings=True),
@@ -33,6 +40,22 @@ ARCHITECTURES = {
     "llama": LlamaConfig(**MHA),
     "llama mqa": LlamaConfig(**MQA),
     "mistral": MistralConfig(**SHAPE, sliding_window=64),
+    "mistral window": MistralConfig(**SHAPE, sliding_window=6),
+    "gemma2 window, caps": Gemma2Config(**SHAPE, head_dim=16, sliding_window=6,
+                                        attn_logit_softcapping=2.0),
+    "gemma3 window": Gemma3TextConfig(**{**SHAPE, "num_hidden_layers": 3}, head_dim=16,
+                                      sliding_window=6, layer_types=[
+                                          "sliding_attention", "full_attention",
+                                          "sliding_attention"]),
+    "gpt_oss window, sinks": GptOssConfig(
+        **SHAPE, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}),
+    "phi3 long rope": Phi3Config(**SHAPE, pad_token_id=0, original_max_position_embeddings=40,
+                                 rope_parameters=LONG_ROPE),
+    "llama4 full": Llama4TextConfig(**LLAMA4, layer_types=["full_attention"] * 2),
+    "llama4 chunks": Llama4TextConfig(**LLAMA4, attention_chunk_size=40, layer_types=[
+        "chunked_attention", "full_attention"]),
     "gemma": GemmaConfig(**MQA, head_dim=16),
     "gemma3": Gemma3TextConfig(**{**SHAPE, "num_hidden_layers": 6}, head_dim=16, sliding_window=64,
                                layer_types=["sliding_attention"] * 5 + ["full_attention"]),
@@ -50,9 +73,11 @@ def build(config=QWEN2, seed=0, scale=3.0):
     """A random model with weights large enough to have opinions."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
-    for p in model.parameters():
+    for name, p in model.named_parameters():
         if p.dim() > 1:
             p.data.mul_(scale)
+        if "sinks" in name:
+            p.data.uniform_(-1, 3)
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)
     return model
 
@@ -80,6 +105,16 @@ def greedy(model, prompt, budget, stop=()):
     return out[:ends[0] + 1] if ends else out
 
 
+def uncached(model, prompt, budget):
+    """The likeliest tokens by whole forwards."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(budget):
+            logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+            ids.append(logits.argmax().item())
+    return ids[len(prompt):]
+
+
 def teacher_forced(model, prompt, response, temperature):
     """logp and entropy of the response by one uncached forward, two lists."""
     ids = torch.tensor([prompt + response], device=model.device)
@@ -96,6 +131,64 @@ def model():
 
 
 # ---- the same tokens as generate -----------------------------------------------------------------
+
+WINDOWS = ["mistral window", "gemma2 window, caps", "gemma3 window", "gpt_oss window, sinks"]
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_behind_a_window_greedy_is_that_of_the_uncached_forward(name):
+    model, prompts = build(ARCHITECTURES[name]), ragged()
+    got = Sampler(model, rows=3, length=40)(prompts, max_new_tokens=14, stop=(), temperature=0.0)
+    assert tokens(got) == [uncached(model, prompt, 14) for prompt in prompts]
+    for prompt, sample in zip(prompts, got):
+        logp, entropy = teacher_forced(model, prompt, sample.tokens, 1.0)
+        assert sample.logp == pytest.approx(logp, abs=1e-5)
+        assert sample.entropy == pytest.approx(entropy, abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("cap", [None, 0.5])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_equals_a_loop(window, cap, with_sinks, kv_heads):
+    """One query head, one token, one column at a time; prompts first, then a token in the slab."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 9, 8, generator=g) for heads in (4, kv_heads, kv_heads))
+    sinks = torch.randn(4, generator=g) if with_sinks else None
+    slots = Slots(build(), 3, 1, 12)
+    rows = torch.tensor([[2], [0]])
+    layer = SimpleNamespace(layer_idx=0)
+    options = dict(scaling=0.3, sliding_window=window, softcap=cap, s_aux=sinks, slots=slots)
+
+    def loop(row, head, last):
+        scores = {}
+        for column in range(last + 1):
+            if window is None or column > last - window:
+                score = 0.3 * q[row, head, last] @ k[row, head * kv_heads // 4, column]
+                scores[column] = cap * torch.tanh(score / cap) if cap else score
+        exps = {column: score.exp() for column, score in scores.items()}
+        total = sum(exps.values()) + (sinks[head].exp() if with_sinks else 0)
+        return sum(e / total * v[row, head * kv_heads // 4, c] for c, e in exps.items())
+
+    call = Call(rows, torch.arange(8)[None], 8)
+    got, _ = sampler_module.slab_attention(
+        layer, q[:, :, :8], k[:, :, :8], v[:, :, :8], None, call=call, **options)
+    for row in range(2):
+        for head in range(4):
+            for token in range(8):
+                want = loop(row, head, token)
+                assert torch.allclose(got[row, token, head], want, atol=1e-5)
+
+    # Slots in use come first: rows 0 to 2 of the slab, of which row 1 is new.
+    one = torch.tensor([1, 1, 0])
+    at = torch.tensor([[8], [0], [8]])
+    call = Call(torch.arange(3)[:, None], at, 12, used=at[:, 0].int() + 1)
+    got, _ = sampler_module.slab_attention(
+        layer, q[one, :, 8:], k[one, :, 8:], v[one, :, 8:], None, call=call, **options)
+    for head in range(4):
+        for slab_row, row in ((0, 1), (2, 0)):
+            assert torch.allclose(got[slab_row, 0, head], loop(row, head, 8), atol=1e-5)
+
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_equals_generate(name):
@@ -298,10 +391,9 @@ def test_draw_stays_in_the_support_at_both_ends(top_p):
 
 def poison(slots, first):
     """Fill all columns from first[row] on with 50."""
-    for pair in slots.slab.values():
-        for x in pair:
-            for row, column in enumerate(first):
-                x[row, column:] = 50.0
+    for x in (*slots.keys.values(), *slots.values.values()):
+        for row, column in enumerate(first):
+            x[row, column:] = 50.0
 
 
 def test_poisoned_columns_change_nothing(model, monkeypatch):
@@ -417,20 +509,37 @@ def test_a_table_of_positions_limits_the_length():
 
 
 @pytest.mark.parametrize("config, says", [
-    (Gemma2Config(**SHAPE, head_dim=16), "Gemma2.*softcap"),
-    (GptOssConfig(**SHAPE, head_dim=16, num_local_experts=4), "GptOss.*s_aux"),
     (LlamaConfig(**SHAPE, rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
      "Llama.*dynamic rope"),
-    (MistralConfig(**SHAPE, sliding_window=6), "Mistral.*sliding window of 6"),
-    (Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=6, max_window_layers=1),
-     "Qwen2.*window of 6"),
-    (PhimoeConfig(**SHAPE, sliding_window=6, num_local_experts=4), "Phimoe"),
-    (MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2, state_size=4), "Mamba"),
-    (BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4), "Bloom"),
+    (Phi3Config(**SHAPE, pad_token_id=0, original_max_position_embeddings=31,
+                rope_parameters={**LONG_ROPE, "original_max_position_embeddings": 31}),
+     "Phi3.*long rope .*more than 31 tokens.*lower --max_new_tokens"),
+    (Llama4TextConfig(**LLAMA4, attention_chunk_size=8, layer_types=["chunked_attention"] * 2),
+     "Llama4.*in chunks .*more than 8 tokens"),
+    (Llama4TextConfig(**{**LLAMA4, "floor_scale": 32}, layer_types=["full_attention"] * 2),
+     "Llama4.*scaled by position .*more than 31 tokens"),
+    (MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2, state_size=4),
+     r"Mamba.*layers \(.*\) keep more than .*idft.py trains it where no --eval_data"),
+    (Qwen3NextConfig(**SHAPE, head_dim=12, num_experts=2, layer_types=[
+        "linear_attention", "full_attention"]), r"Qwen3Next.*\(linear_attention\) keep more than"),
+    (NemotronConfig(**SHAPE), "Nemotron.*its layers keep the keywords of a call"),
+    (BloomConfig(vocab_size=V, hidden_size=32, n_layer=2, n_head=4), "Bloom.*AttentionInterface"),
 ])
 def test_what_the_slab_cannot_serve_is_refused_by_name(config, says):
     with pytest.raises(ValueError, match=says):
         Sampler(build(config), rows=2, length=32)
+
+
+@pytest.mark.parametrize("name, length", [("phi3 long rope", 40), ("llama4 full", 63),
+                                          ("llama4 chunks", 40)])
+def test_up_to_a_length_they_are_served(name, length):
+    """The longest text is the longest that is equal; one more token is refused."""
+    model, prompt = build(ARCHITECTURES[name]), ragged((17,))[0]
+    got = Sampler(model, rows=1, length=length)([prompt], max_new_tokens=length - 17, stop=(),
+                                                temperature=0.0)
+    assert tokens(got) == [uncached(model, prompt, length - 17)]
+    with pytest.raises(ValueError, match=f"more than {length} tokens"):
+        Sampler(model, rows=1, length=length + 1)
 
 
 def test_models_that_do_not_read_the_slab_are_refused_in_bf16_too():
@@ -451,9 +560,10 @@ def test_a_model_without_opinions_is_served_and_a_broken_one_shows():
 
 @pytest.mark.parametrize("config", [MistralConfig(**SHAPE), QWEN2])
 def test_a_layer_with_an_unknown_option_is_refused_where_it_calls(config, monkeypatch):
-    """A window or a cap that no config names, as remote code may have it."""
+    """A window or a cap that no config names, as remote code may have it, and what is unknown."""
     model = build(config)
-    for option, says in (({"sliding_window": 5}, "window of 5"), ({"softcap": 30.0}, "softcap")):
+    for option, says in (({"sliding_window": 5}, "off by"), ({"softcap": 1.0}, "off by"),
+                         ({"bias": 30.0}, "attention with bias")):
         plain = sampler_module.slab_attention
         AttentionInterface = transformers.AttentionInterface
         AttentionInterface.register("slab", lambda *args, **kw: plain(*args, **{**kw, **option}))
@@ -465,7 +575,7 @@ def test_a_layer_with_an_unknown_option_is_refused_where_it_calls(config, monkey
 
 
 def test_wrong_logits_are_refused(model, monkeypatch):
-    monkeypatch.setattr(Slots, "attend_masked", lambda self, q, *_: q * 0)
+    monkeypatch.setattr(sampler_module, "attend", lambda q, *_: q * 0)
     with pytest.raises(ValueError, match="Qwen2.*its logits through the slab are off by"):
         Sampler(model, rows=2, length=32)
 
@@ -478,7 +588,7 @@ def test_the_model_is_left_as_it_was(error):
     model.set_attn_implementation("eager")
     model.train()
     model.model.layers[0].eval()
-    model.gradient_checkpointing_enable()
+    recompute_activations(model)
     modes = [m.training for m in model.modules()]
     sampler = Sampler(model, rows=3, length=64)
 
@@ -493,7 +603,7 @@ def test_the_model_is_left_as_it_was(error):
         assert torch.is_autocast_enabled("cpu")
     assert [m.training for m in model.modules()] == modes
     assert model.config._attn_implementation == "eager"
-    assert model.is_gradient_checkpointing and torch.is_grad_enabled()
+    assert any(getattr(m, "gradient_checkpointing", False) for m in model.modules()) and torch.is_grad_enabled()
     ids = torch.tensor([ragged()[1]])
     model(ids, labels=ids).loss.backward()              # still trains, by its own attention
     assert all(p.grad is not None for p in model.parameters())
@@ -585,7 +695,7 @@ def test_combine_is_told_the_token_fed_and_the_step(model):
 # ---- what a GPU does, acted out on the CPU -------------------------------------------------------
 
 def acted_flash(q, k, v, cu_q, cu_k, max_q, max_k, dropout, causal, debug, *, scale=None,
-                seqused_k=None):
+                window_size_left=None, seqused_k=None):
     """aten::_flash_attention_forward for ragged rows: what the kernel checks, then row by row."""
     B, heads, dim = len(cu_q) - 1, q.shape[1], q.shape[2]
     assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
@@ -599,10 +709,13 @@ def acted_flash(q, k, v, cu_q, cu_k, max_q, max_k, dropout, causal, debug, *, sc
     assert (dropout, causal, debug) == (0.0, False, False)
     out = torch.empty_like(q)
     for i, (start, used) in enumerate(zip(cu_k.tolist(), seqused_k.tolist())):
+        end = start + used
+        if window_size_left is not None:
+            start = max(start, end - 1 - window_size_left)
         for head in range(heads):
             shared = head * k.shape[1] // heads
-            scores = k[start:start + used, shared] @ q[i, head] * scale
-            out[i, head] = scores.softmax(-1) @ v[start:start + used, shared]
+            scores = k[start:end, shared] @ q[i, head] * scale
+            out[i, head] = scores.softmax(-1) @ v[start:end, shared]
     return out, None, None, None, None
 
 
@@ -612,26 +725,28 @@ def flash(monkeypatch):
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", acted_flash)
 
 
+@pytest.mark.parametrize("window", [None, 1, 5])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_flash_layout_equals_plain_attention(kv_heads, flash):
+def test_flash_layout_equals_masked_attention(kv_heads, window, flash, monkeypatch):
     """Three of six rows of the slab: attention over exactly the columns that each has filled."""
     g = torch.Generator().manual_seed(0)
     k, v = (torch.randn(6, kv_heads, 30, 8, generator=g) for _ in range(2))
     q = torch.randn(6, 4, 30, 8, generator=g)
-    slots = Slots(build(), 6, 1, 40)
-    slots.row, slots.at, slots.used = torch.arange(6)[:, None], torch.arange(30), None
-    slots.attend(0, q, k, v, 0.3)
-    new_q, new_k, new_v = (torch.randn(3, heads, 1, 8, generator=g)
-                           for heads in (4, kv_heads, kv_heads))
-    pos = torch.tensor([0, 29, 12])
-    slots.pos[:3, 0] = pos
-    slots.aim(3)
-    got = slots.attend(0, new_q, new_k, new_v, 0.3)                         # (3, 1, 4, 8)
-    for i, p in enumerate(pos.tolist()):
-        keys, values = (torch.cat([x[i, :, :p], new[i]], 1) for x, new in ((k, new_k), (v, new_v)))
-        keys, values = (x.repeat_interleave(4 // kv_heads, 0) for x in (keys, values))
-        want = (new_q[i] @ keys.transpose(1, 2) * 0.3).softmax(-1) @ values
-        assert torch.allclose(got[i, 0], want[:, 0], atol=1e-5)
+    new = [torch.randn(3, heads, 1, 8, generator=g) for heads in (4, kv_heads, kv_heads)]
+    pos = torch.tensor([[0], [29], [12]])
+    out = []
+    for fits in (True, False):
+        monkeypatch.setattr(sampler_module, "flash_fits", lambda q, k, v: fits)
+        slots = Slots(build(), 6, 1, 40)
+        for T, call, tensors in (
+                (30, Call(torch.arange(6)[:, None], torch.arange(30)[None], 30), (q, k, v)),
+                (1, Call(torch.arange(3)[:, None], pos, 40, used=pos[:, 0].int() + 1), new)):
+            result, _ = sampler_module.slab_attention(
+                SimpleNamespace(layer_idx=0), *tensors, None, slots=slots, call=call, scaling=0.3,
+                sliding_window=window)
+        assert slots.flash == {0: fits} and result.shape == (3, 1, 4, 8)
+        out.append(result)
+    assert torch.allclose(*out, atol=1e-5)
 
 
 class ActedGraph:
@@ -671,7 +786,7 @@ def acted(monkeypatch, flash):
 
 
 @pytest.mark.parametrize("every", [4, 32])
-@pytest.mark.parametrize("name, streams", [("qwen3", 1), ("gemma3", 2)])
+@pytest.mark.parametrize("name, streams", [("qwen3", 1), ("gemma3", 2), ("gemma3 window", 1)])
 def test_graphs_and_flash_acted_out(name, streams, every, request):
     """Fixed memory, padded batches and the flat slab are ours: they must not change a token."""
     config = copy.deepcopy(ARCHITECTURES[name])
@@ -706,13 +821,13 @@ def test_prompts_of_one_token_alone_need_no_prefill_even_with_flash(request):
 
 def test_free_slots_of_a_graph_read_one_column(acted, monkeypatch):
     """14 rows, then fewer: what a padded batch steps along behind them stays at position 0."""
-    free, replay = [], Slots.replay
+    free, replay = [], sampler_module.replay
 
-    def watched(self, B):
-        free.append(self.pos[B:].flatten().tolist())
-        return replay(self, B)
+    def watched(slots, B):
+        free.append(slots.pos[B:].flatten().tolist())
+        return replay(slots, B)
 
-    monkeypatch.setattr(Slots, "replay", watched)
+    monkeypatch.setattr(sampler_module, "replay", watched)
     model = build(Qwen3Config(**SHAPE, head_dim=16))
     budgets = [3, 5, 9, 14, 17, 20, 24]
     Sampler(model, rows=14, length=64)(ragged(), n=2, max_new_tokens=budgets, stop=())
@@ -763,8 +878,53 @@ def test_out_of_memory_in_a_capture_is_raised(acted, monkeypatch, errors):
     assert torch.cuda.current_stream() == "the stream of the caller"
 
 
-def test_cudnn_attention_is_off():
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
+@pytest.mark.parametrize("unfit", [0, 1])
+def test_a_graph_needs_flash_in_every_layer(acted, monkeypatch, unfit):
+    """A head too wide for the kernel in one layer: that layer is masked, the other is not, nothing
+    is captured, and the samples are the same."""
+    model = build(Qwen3Config(**SHAPE, head_dim=16))
+    run = lambda: Sampler(model, rows=4, length=40)(ragged(), max_new_tokens=12, stop=range(4))
+    want, asked, used = run(), [], []
+    assert ActedGraph.captured
+    ActedGraph.captured.clear()
+
+    def fits(q, k, v):                                  # asked for layer 0, 1, then 0, 1 again
+        asked.append(len(asked) % 2 != unfit)
+        return asked[-1]
+
+    for name in ("attend", "attend_flash"):
+        attend = getattr(sampler_module, name)
+        monkeypatch.setattr(sampler_module, name,
+                            lambda *args, name=name, f=attend: used.append(name) or f(*args))
+    monkeypatch.setattr(sampler_module, "flash_fits", fits)
+    assert tokens(run()) == tokens(want)
+    assert set(used) == {"attend", "attend_flash"} and not ActedGraph.captured
+
+
+def test_cudnn_attention_is_off_inside_a_call_only(model):
+    inside = []
+
+    def watch(logits, last, step, state):
+        inside.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return logits[:, 0], state
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for enabled in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(enabled)
+            Sampler(model, rows=2, length=32)([[5, 6]], max_new_tokens=2, stop=(), combine=watch)
+            assert torch.backends.cuda.cudnn_sdp_enabled() == enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert inside == [False] * 4
+
+
+def test_the_demonstration_runs_in_an_empty_folder(tmp_path):
+    (tmp_path / "sampler.py").write_text((ROOT / "sampler.py").read_text())
+    run = subprocess.run([sys.executable, "sampler.py"], cwd=tmp_path, capture_output=True,
+                         text=True, env={**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    assert "6 of 6 texts are those of generate" in run.stdout
 
 
 def test_the_parts_of_the_gpu_experiment_run_dry():

@@ -1,12 +1,16 @@
 """The toy keeps its promises: problems that repeat, splits that do not meet, an expert that is right, a base that half
 knows the verbs and can look them up."""
 
+import os
 import random
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import toy
@@ -353,6 +357,41 @@ def test_a_base_that_was_interrupted_is_made_again(cheap, tmp_path, monkeypatch)
     assert not list((tmp_path / ".cache" / "prefix-rft-toy").iterdir())
     toy.base_model(0)
     assert cheap == [0, 0]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda file: os.truncate(file, file.stat().st_size // 2),
+    lambda file: file.unlink(),
+    lambda file: save_file({k: v for k, v in load_file(file).items() if "q_proj" not in k}, file,
+                           {"format": "pt"})])
+def test_a_damaged_base_is_made_again(cheap, tmp_path, damage):
+    first, _ = toy.base_model(0)
+    [file] = (tmp_path / ".cache").rglob("model.safetensors")
+    damage(file)
+    for _ in range(2):
+        model, _ = toy.base_model(0)
+        assert cheap == [0, 0]
+        assert all(torch.equal(p, q) for p, q in zip(first.parameters(), model.parameters()))
+
+
+@pytest.mark.parametrize("broken", ["home", "save_pretrained"])
+def test_whatever_forbids_the_cache_the_base_still_comes(cheap, monkeypatch, broken):
+    """No HOME and no entry in passwd; a full disk, which safetensors calls by a name of its own."""
+    if broken == "home":
+        monkeypatch.setattr(toy.Path, "home", mock.Mock(side_effect=RuntimeError("no home")))
+    else:
+        monkeypatch.setattr(toy.LlamaForCausalLM, "save_pretrained",
+                            mock.Mock(side_effect=SafetensorError("No space left on device")))
+    model, _ = toy.base_model(0)
+    assert cheap == [0] and not model.training
+
+
+def test_the_base_is_made_on_one_thread_and_leaves_the_number_alone(cheap, monkeypatch):
+    real, seen = toy.pretrain, []
+    monkeypatch.setattr(toy, "pretrain", lambda seed: seen.append(torch.get_num_threads()) or real(seed))
+    torch.set_num_threads(2)
+    toy.base_model(0)
+    assert seen == [1] and torch.get_num_threads() == 2
 
 
 def test_without_a_place_for_the_cache_the_base_still_comes(cheap, tmp_path):
