@@ -3,18 +3,19 @@ ddt.py - Distribution discriminant theory: could this model have written this te
 
 Paper: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222
 
-A token of probability 0.01 is no surprise where the model hesitates between a hundred words, and a
-great one where it is sure. So phi compares its log-probability with what the model expects of its
-own token, minus the entropy: in the model's own text phi is zero on average.
+A token of probability 0.01 is no surprise where the model hesitates between a hundred words, but a
+great surprise where it is sure. So phi is the log-probability of a token minus its expected value,
+which is -H[p_t] if the model draws the token. In the model's own text phi is zero on average.
 
-    logp          log p(y_t), of the token that stands there, in nats
+    logp          log p(y_t), the log-probability of the token in the text, in nats
     entropy       H[p_t] = -sum_v p_t(v) log p_t(v), in nats
     phi           centered log-likelihood (CLL): log p(y_t) + H[p_t]
-    varentropy    V_t = sum_v p_t(v) (log p_t(v) + H[p_t])^2, variance of phi in own text    [ours]
-    z, p          sum phi / sqrt(sum V), normal in long own text, and its p-value          [ours]
+    varentropy    V_t = sum_v p_t(v) (log p_t(v) + H[p_t])^2, the variance of phi in own text [ours]
+    z, p          z = sum phi / sqrt(sum V), standard normal in long own text; its p-value    [ours]
 
-In text drawn from q the mean of phi is H(p) - H(q) - KL(q||p). That is negative for most foreign
-text, but positive for text more typical than the model's own (greedy, cold). "phi < 0 means out of
+Own text is text that the model has written; [ours] marks what the paper lacks. In text drawn from q
+the mean of phi is H(p) - H(q) - KL(q||p). That is negative for most foreign text, but positive for
+text more typical than the model's own (greedy or at a low temperature). So "phi < 0 means out of
 distribution" holds only at equal entropy. Left out: the paper's derivation.
 
     python ddt.py                        the theory on the toy, in a minute
@@ -34,16 +35,16 @@ from transformers import PreTrainedModel
 from eval import (InputError, context_length, encode, flag, load_model, load_problems, new_sampler,
                   pick_device, printable, run_script, stop_ids)
 
-# How many logits token_stats computes at once: 64 MB on a CPU, whose memory fragments otherwise,
-# 1 GB on a GPU, since every chunk adds to the head's bf16 gradient, and every addition rounds.
+# How many logits token_stats computes at once. A CPU gets 64 MB, because its memory fragments with
+# more; a GPU gets 1 GB, because every chunk adds to the head's bf16 gradient, with rounding.
 CHUNK = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
 
 # ---- the mathematics ----------------------------------------------------------------------------
 
 class LogpEntropy(torch.autograd.Function):
-    """logp_entropy with its gradients written out. Of the logits' size it keeps one tensor, which
-    the backward pass frees, also if only one of the two numbers is in the loss."""
+    """logp_entropy with its gradients written out. It keeps one tensor of the logits' size, and the
+    backward pass frees it even if the loss uses only one of the two results."""
 
     @staticmethod
     def forward(ctx, logits, targets):
@@ -73,17 +74,17 @@ class LogpEntropy(torch.autograd.Function):
 
 def logp_entropy(logits, targets):
     """logits (..., V), targets (...) int64 -> log p(y) and H[p] in nats, each (...), float32 and
-    differentiable (once). Exact at any scale of the logits, also with -inf among them."""
+    differentiable (once). Exact at any scale of the logits, even with -inf among them."""
     return LogpEntropy.apply(logits, targets)
 
 
 def cll(logp, entropy):
-    """Centered log-likelihood, phi = log p(y) + H[p]; mean zero where y was drawn from p."""
+    """Centered log-likelihood, phi = log p(y) + H[p]; its mean is zero if y is drawn from p."""
     return logp + entropy
 
 
 def varentropy(logits):
-    """logits (..., V) -> sum_v p(v) (log p(v) + H)^2, the variance of phi if y ~ p, (...)."""
+    """logits (..., V) -> V = sum_v p(v) (log p(v) + H)^2 (...), the variance of phi if y ~ p."""
     log_p = logits.log_softmax(-1, dtype=torch.float32)
     log_p = log_p.clamp(min=-200)                        # exp(-200) is 0, but 0 * -inf is NaN
     p = log_p.exp()
@@ -94,8 +95,8 @@ def varentropy(logits):
 def sequence_test(phi, varentropy, mask):
     """Could the model have written this sequence? phi, varentropy (B, T); mask (B, T), True on the
     tokens to test -> z (B,), two-sided p (B,). If the model drew the tokens, sum phi is a
-    martingale of variance sum V, and z tends to a standard normal. Total certainty: z = 0.  [ours]
-    """
+    martingale of variance sum V, and z tends to a standard normal. If every token was certain, z
+    is 0. [ours]"""
     total = torch.where(mask.bool(), phi, 0).sum(-1)
     variance = torch.where(mask.bool(), varentropy, 0).sum(-1)
     z = torch.where(total == 0, 0, total / variance.sqrt())
@@ -115,14 +116,14 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     head runs on a chunk of tokens at a time, and again in the backward pass. Gradients are exact.
 
     ids (B, T) int64; mask (B, T), True on real tokens, padding left or right; want (B, T), True on
-    the tokens to compute (default: all) -> logp, entropy, each (B, T-1) float32. Column t is about
-    token t+1, 0 where that is not wanted or has no real token before it. stats: what to compute of
-    (logits, targets) instead. ValueError if the model has no output head."""
+    the tokens to compute (default: all) -> logp, entropy, each (B, T-1) float32. Column t describes
+    token t+1; it is 0 if that token is not wanted or no real token precedes it. stats: the function
+    of (logits, targets) to compute instead. ValueError if the model has no output head."""
     mask = mask.bool()
     backbone = find_backbone(model)
     inputs = {"input_ids": ids, "use_cache": False}
-    # Padding on the right needs no mask, since no token looks ahead, and without one attention
-    # takes its fastest kernel. Padding on the left needs the mask, and positions that skip it.
+    # Padding on the right needs no mask, since no token looks ahead. Without a mask attention uses
+    # its fastest kernel. Padding on the left needs the mask, and positions that skip the padding.
     if (mask[:, :-1] < mask[:, 1:]).any():
         inputs["attention_mask"] = mask.long()
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -140,7 +141,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
             logits = logits / temperature
         return stats(logits, targets)                                      # each (n,)
 
-    # At most CHUNK logits at once, and of a small batch at most a quarter.
+    # A chunk has at most CHUNK logits, and at most a quarter of the batch.
     vocabulary = model.config.get_text_config().vocab_size
     fit = CHUNK["cuda" if ids.is_cuda else "cpu"] // vocabulary
     size = max(1, min(fit, math.ceil(len(targets) / 4)))
@@ -148,8 +149,8 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     for chunk in zip(hidden.split(size), targets.split(size)):
         parts.append(checkpoint(chunk_stats, *chunk, use_reentrant=False, preserve_rng_state=False))
 
-    # Every statistic goes its own way, so that one that is not used costs nothing in the backward
-    # pass: stacked, it would send back zeros.
+    # The statistics are not stacked, so that one that is not used costs nothing in the backward
+    # pass. In a stack it would send back zeros.
     zeros = torch.zeros(wanted.shape, device=ids.device)
     columns = [torch.cat(values) for values in zip(*parts)]                # each (N,)
     return tuple(zeros.masked_scatter(wanted, column) for column in columns)
@@ -158,7 +159,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
 def find_backbone(model):
     """The part of a causal language model below its output head. ValueError if there is none."""
     backbone = model.get_decoder()
-    if backbone is model or not isinstance(backbone, PreTrainedModel):     # unknown: the innermost
+    if backbone is model or not isinstance(backbone, PreTrainedModel):     # else the innermost
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 backbone = part
@@ -168,31 +169,31 @@ def find_backbone(model):
 
 
 def head(model, backbone, hidden, Output):
-    """Final hidden states (n, D) -> logits (n, V). What follows the backbone (bias, scaling, ...)
-    the model's own forward does, while the backbone answers with `hidden`."""
-    answers = [Output(last_hidden_state=hidden[None])]
-    hung = backbone.__dict__.get("forward")              # some libraries hang one on the instance
-    backbone.forward = lambda *args, **kwargs: answers.pop()
+    """Final hidden states (n, D) -> logits (n, V), with all that the model does to them (bias,
+    scaling, ...): its own forward runs, with its backbone patched to return `hidden`."""
+    outputs = [Output(last_hidden_state=hidden[None])]
+    own_forward = backbone.__dict__.get("forward")       # some libraries set one on the instance
+    backbone.forward = lambda *args, **kwargs: outputs.pop()
     try:
         ids = hidden.new_zeros(1, len(hidden), dtype=torch.long)
         logits = model(input_ids=ids, use_cache=False).logits
     finally:
         del backbone.forward
-        if hung:
-            backbone.forward = hung
-    if answers:
+        if own_forward:
+            backbone.forward = own_forward
+    if outputs:                                          # nobody took it
         raise ValueError(f"token_stats: {type(model).__name__} does not call its own backbone")
     return logits[0]
 
 
 def precision(device):
-    """bf16 arithmetic on a GPU; weights stay float32, since in bf16 a step of 1e-6 is lost."""
+    """bf16 arithmetic on a GPU. Weights stay float32, because bf16 rounds away a step of 1e-6."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def micro_batches(rows, micro_tokens):
-    """(prompt ids, response ids) pairs -> lists of row numbers: rows of like length side by side,
-    padded at most micro_tokens together, or a single row."""
+    """(prompt ids, response ids) pairs -> lists of row numbers. A list has rows of similar length,
+    at most micro_tokens tokens with their padding, or a single row."""
     lengths = [len(prompt) + len(response) for prompt, response in rows]
     shortest_first = sorted(range(len(rows)), key=lengths.__getitem__)
     groups = []
@@ -204,8 +205,8 @@ def micro_batches(rows, micro_tokens):
 
 
 def pad_rows(rows, device):
-    """(prompt ids, response ids) pairs -> ids, mask (real tokens), response (those of the
-    response), each (B, T), padded on the right."""
+    """(prompt ids, response ids) pairs -> ids, mask (True on real tokens), response (True on tokens
+    of the response), each (B, T), padded on the right."""
     ids, mask, response = [], [], []
     for prompt, text in rows:
         ids.append(torch.tensor(prompt + text))
@@ -221,7 +222,7 @@ def batch_stats(model, rows, temperature=1.0, stats=logp_entropy):
     rows: (prompt ids, response ids) pairs of lists -> logp (N,), entropy (N,) float32: the tokens
     of the first response, then those of the second, ... ValueError if a prompt is empty."""
     if not all(prompt for prompt, _ in rows):
-        raise ValueError("response_stats: a prompt is empty, so nothing foretells its first token")
+        raise ValueError("response_stats: a prompt is empty, so nothing predicts what follows")
     ids, mask, response = pad_rows(rows, model.device)                     # each (B, T)
     with precision(model.device):
         columns = token_stats(model, ids, mask, temperature, want=response, stats=stats)
@@ -229,13 +230,13 @@ def batch_stats(model, rows, temperature=1.0, stats=logp_entropy):
 
 
 def response_stats(model, rows, temperature=1.0, stats=logp_entropy, micro_tokens=16384):
-    """The same of any number of rows, cut into micro-batches of at most micro_tokens padded tokens.
-    The result is in the order of the rows, however they were cut."""
+    """batch_stats of any number of rows, in micro-batches of at most micro_tokens padded tokens.
+    The result is in the order of the rows."""
     of_row = [None] * len(rows)
     for group in micro_batches(rows, micro_tokens):
         columns = batch_stats(model, [rows[i] for i in group], temperature, stats)
         lengths = [len(rows[i][1]) for i in group]
-        parts = zip(*[column.split(lengths) for column in columns])        # of every row
+        parts = zip(*[column.split(lengths) for column in columns])        # a tuple for every row
         for i, part in zip(group, parts):
             of_row[i] = part
     return tuple(torch.cat(column) for column in zip(*of_row))             # each (N,)
@@ -244,7 +245,7 @@ def response_stats(model, rows, temperature=1.0, stats=logp_entropy, micro_token
 # ---- comparing texts ----------------------------------------------------------------------------
 
 def text_statistics(logp, entropy, varentropy):
-    """The numbers of one text: all arguments (tokens,) -> {name: number}, means over its tokens."""
+    """Three statistics of a text, each (tokens,) -> {name: number}: its length, means, z and p."""
     phi = cll(logp, entropy)
     numbers = {"tokens": float(len(phi))}
     numbers["logp"] = logp.mean()
@@ -257,7 +258,7 @@ def text_statistics(logp, entropy, varentropy):
 
 
 def auroc(own, foreign):
-    """Scores (N,), (M,) -> the chance that an own one is above a foreign one; a tie is half."""
+    """Scores (N,), (M,) -> the chance that an own one is above a foreign one; a tie counts half."""
     foreign = foreign.sort().values
     below = torch.searchsorted(foreign, own)                               # (N,)
     below_or_equal = torch.searchsorted(foreign, own, right=True)
@@ -266,17 +267,17 @@ def auroc(own, foreign):
 
 
 def signal_to_noise(own, foreign):
-    """Scores (N,), (M,) -> the distance of their means in standard deviations of own text."""
+    """Scores (N,), (M,) -> the distance of their means, in standard deviations of own scores."""
     distance = own.mean() - foreign.mean()
     return (distance / own.std()).item()
 
 
 def token_texts(tokenizer, ids):
-    """What every token adds to the text, a list of strings. Of a character that is spread over
-    several tokens the last one adds it, the others nothing."""
+    """The string that every token adds to the text. A character may be spread over several tokens;
+    then the last of them adds it and the others add nothing."""
     texts = []
     for end in range(1, len(ids) + 1):
-        # Sixteen tokens are context enough to see what one more adds. U+FFFD is half a character.
+        # Sixteen tokens are enough to see what one more adds. U+FFFD is an unfinished character.
         start = max(0, end - 16)
         before = tokenizer.decode(ids[start:end - 1]).rstrip("\ufffd")
         text = tokenizer.decode(ids[start:end]).rstrip("\ufffd")
@@ -285,7 +286,7 @@ def token_texts(tokenizer, ids):
 
 
 def show_tokens(tokenizer, ids, phi):
-    """One text, with <phi> behind the tokens where it is below -1 or above 1."""
+    """Print a text, with <phi> after every token whose phi is below -1 or above 1."""
     line = ""
     for text, value in zip(token_texts(tokenizer, ids), phi.tolist()):
         line += text
@@ -298,9 +299,10 @@ def show_tokens(tokenizer, ids, phi):
 
 OWN, FOREIGN = "T = 1", "demonstrations"
 SCORES = """
-(b) Why c = 1? The score log p + c H of tokens, and its mean over a text: how far own text and
-    demonstrations lie apart in units of the spread of own text (SNR), that spread, and AUROC.
-    Own tokens spread least near c = 1. By the other columns another score may be better.
+(b) Why c = 1? The score is log p + c H, of a token or as a mean over a text. Spread: its standard
+    deviation in own text. SNR: how many spreads lie between own text and demonstrations. AUROC:
+    how often own text scores higher. Own tokens spread least near c = 1. By SNR or AUROC another
+    score may be better.
 
                        of tokens                       of texts
                    SNR    spread     AUROC         SNR    spread     AUROC"""
@@ -310,9 +312,9 @@ SCORES = """
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
-    problems: int = flag(256, "how many of its problems to use", 2)
-    max_new_tokens: int = flag(128, "longest text; demonstrations are cut there too", 1)
-    seed: int = flag(0, "of the toy and of sampling", 0)
+    problems: int = flag(256, "how many problems of --data to use", 2)
+    max_new_tokens: int = flag(128, "longest text in tokens; longer demonstrations are cut", 1)
+    seed: int = flag(0, "seed of the toy and of sampling", 0)
     device: str = flag("auto", "auto, cpu or cuda")
 
 
@@ -327,24 +329,24 @@ def main(flags):
     prompts = [row["prompt"] for row in rows]
     sampler, room = new_sampler(model, prompts, flags.max_new_tokens)
     stop = stop_ids(model, tokenizer)
-    responses = {}                                                   # kind -> lists of ids
+    responses = {}                                                   # kind of text -> lists of ids
     for temperature in (0.5, 1, 1.5):
         samples = sampler(prompts, 1, room, stop, temperature, seed=flags.seed)
         responses[f"T = {temperature}"] = [sample.tokens for sample in samples]
     responses[FOREIGN] = [row["demos"][0][:room] for row in rows]
 
-    # Every text is read once, at temperature 1.
+    # The model reads every text once, at temperature 1.
     tokens, texts = {}, {}                                           # kind -> name -> values
-    for kind, of_kind in responses.items():
+    for kind, token_lists in responses.items():
         with torch.no_grad():
-            stats = response_stats(model, list(zip(prompts, of_kind)), stats=all_stats)
+            stats = response_stats(model, list(zip(prompts, token_lists)), stats=all_stats)
         tokens[kind] = {"logp": stats[0], "entropy": stats[1]}
-        lengths = [len(response) for response in of_kind]
+        lengths = [len(response) for response in token_lists]
         split = torch.stack(stats).split(lengths, dim=1)                   # (3, tokens) each
         texts[kind] = default_collate([text_statistics(*text) for text in split])
 
     print("(a) Means over texts ± standard errors. phi is 0 in own text (T = 1), higher in colder "
-          "text, lower in other text.\n")
+          "text, lower in hotter and most foreign text.\n")
     print(" " * 15, *[f"{kind:>16}" for kind in texts])
     for name in texts[OWN]:
         line = f"    {name:11}"
@@ -365,7 +367,7 @@ def main(flags):
         print(line)
     print(f"    z {auroc(texts[OWN]['z'], texts[FOREIGN]['z']):70.3f}")
 
-    print("\n(c) Token by token, <phi> below -1 or above 1: an own text, and a demonstration.")
+    print("\n(c) An own text, and a demonstration, with every <phi> that is below -1 or above 1.")
     for kind in (OWN, FOREIGN):
         show_tokens(tokenizer, responses[kind][0], cll(**tokens[kind]))
 

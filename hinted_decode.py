@@ -1,7 +1,7 @@
 r"""
 hinted_decode.py - demonstrations retold in the model's own voice.
 
-Paper: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222, its second method
+Paper [D]: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222; its code: [code]
 
 A demonstration is right but foreign. The model's own answer is familiar but often wrong. Hinted
 decoding lets one model read two contexts, and only one of them holds the reference solution. Where
@@ -10,7 +10,7 @@ would without the hint:
 
     log m_t = (1 - lam_t) log p_t + lam_t log q_t       lam_t = clamp(beta H[p_t] / log|V|, 0, 1)
 
-The first token comes from p alone, because it decides how the text goes on. Behind \boxed{ all
+The first token comes from p alone, because it decides how the text goes on. After \boxed{ all
 tokens come from q alone, so that the answer follows from the text and is not copied.
 
     log_p           p, the hinted stream: problem and reference
@@ -30,7 +30,7 @@ hint differently.
     python hinted_decode.py                         retell the toy's demonstrations
     python hinted_decode.py --model Qwen/Qwen2.5-7B-Instruct --data train.jsonl --out runs/retold
     python idft.py --model Qwen/Qwen2.5-7B-Instruct --data runs/retold/data.jsonl
-    python -m experiments.voices --model DIR --data train.jsonl      phi and correctness over beta
+    python -m experiments.voices --model DIR --data train.jsonl      phi and right answers by beta
     python -m experiments.online                    retell, train, retell with what was trained, ...
 """
 
@@ -57,12 +57,12 @@ MARKER = "\\boxed{"
 # ---- the method ---------------------------------------------------------------------------------
 
 def mix(log_p, log_q, beta, mode="linear"):
-    """The two streams as one. log_p (hinted) and log_q (plain), both (..., V), are logits or log-
+    """Mix the two streams. log_p (hinted) and log_q (plain), both (..., V), are logits or log-
     probabilities at temperature 1 -> log_m (..., V), not normalised, and lam (...), the share of
-    the plain stream. mode: linear [D], sigmoid or piecewise [code]. ValueError for another."""
-    # Logits differ from log p by a constant, which softmax does not see, nor whoever samples log m.
+    the plain stream. mode: linear [D], sigmoid or piecewise [code]. ValueError for any other."""
+    # Logits differ from log p by a constant. It changes neither this softmax nor samples of log m.
     entropy = torch.special.entr(log_p.softmax(-1)).sum(-1)
-    h = entropy / math.log(log_p.shape[-1])                    # from 0, sure, to 1, no idea
+    h = entropy / math.log(log_p.shape[-1])                    # 0: certain, 1: uniform
     if mode == "linear":
         lam = (beta * h).clamp(0, 1)
     elif mode == "sigmoid":
@@ -71,7 +71,7 @@ def mix(log_p, log_q, beta, mode="linear"):
         lam = ((h - 0.3) / (0.7 - 0.3)).clamp(0, 1)
     else:
         raise ValueError(f"mode must be linear, sigmoid or piecewise, not {mode!r}")
-    # A stream without a share is left out, because 0 * -inf is NaN.
+    # A stream whose share is 0 is left out, because 0 * -inf is NaN.
     p_share, q_share = (1 - lam)[..., None], lam[..., None]
     from_p = torch.where(p_share > 0, p_share * log_p, 0)
     from_q = torch.where(q_share > 0, q_share * log_q, 0)
@@ -88,8 +88,8 @@ def next_token(log_p, log_q, beta, first, boxed, mode="linear"):
 
 @torch.no_grad()
 def uncached(model, tokenizer, hinted, plain, beta, max_new_tokens, stop=()):
-    """The method, greedy, for one problem: the ids of its two contexts -> the ids of its text. As
-    in the authors' code, both contexts are read again for every token."""
+    """Greedy hinted decoding of one problem: the ids of its two contexts -> the ids of its text. As
+    in the authors' code, the model reads both contexts again for every token."""
     ids = []
     while len(ids) < max_new_tokens and not (ids and ids[-1] in stop):
         p_ids = torch.tensor([hinted + ids], device=model.device)
@@ -103,7 +103,7 @@ def uncached(model, tokenizer, hinted, plain, beta, max_new_tokens, stop=()):
     return ids
 
 
-# ---- the same, batched and cached: what the sampler asks at every token -------------------------
+# ---- the same, batched and cached: what the sampler calls at every token ------------------------
 
 def marker_progress(text):
     """How many characters of the marker a text ends with; all of them once it holds the marker."""
@@ -114,9 +114,9 @@ def marker_progress(text):
 
 
 def marker_table(tokenizer, size):
-    """What each of `size` tokens does to a text's progress: table[progress, token] -> progress,
-    int64 (8, size). One look-up on the device instead of decoding every text at every token."""
-    # A token is read behind another one: at the start of a text it may lose its space.
+    """How each of `size` tokens changes marker_progress: table[old, token] is the new progress,
+    int64 (8, size). A look-up on the device instead of decoding every text at every token."""
+    # Decode a token after another one, because at the start of a text it may lose its space.
     before = tokenizer("a", add_special_tokens=False).input_ids[-1:]
     skip = len(tokenizer.decode(before))
     columns = []
@@ -127,10 +127,10 @@ def marker_table(tokenizer, size):
 
 
 def hinted_combine(table, beta, mode="linear"):
-    """`combine` for a sampler with the streams (hinted, plain). The state of a row is its progress
-    in `table`, marker_table's on the model's device."""
+    """`combine` for a sampler with the streams (hinted, plain). table: marker_table's, on the
+    model's device. The state of a row is the marker_progress of its text."""
     def combine(logits, last, step, progress):
-        # At the first token `last` is the end of the prompt, which does not count.
+        # At step 0 `last` is the last token of the prompt, which does not count.
         first = step == 0
         progress = torch.where(first, 0, table[progress, last])
         boxed = progress == len(MARKER)
@@ -140,13 +140,13 @@ def hinted_combine(table, beta, mode="linear"):
 
 
 def repetition(tokens, size=30, times=5, fresh=32):
-    """`halt` for the sampler: the length at which some `size`-gram stood in tokens for the
-    `times`-th time [code], or None, among those that end in the last `fresh` tokens."""
+    """`halt` for the sampler: the length at which a `size`-gram occurs for the `times`-th time, or
+    None [code]. Only `size`-grams that end in the last `fresh` tokens are looked at."""
     if len(tokens) < size:
         return None
     grams = np.lib.stride_tricks.sliding_window_view(tokens, size)         # (N, size)
     for i in range(max(0, len(grams) - fresh), len(grams)):
-        # To compare all of them is slow: first those that begin with the same token.
+        # Comparing all of them is slow, so compare only those that begin with the same token.
         alike = grams[:i + 1][grams[:i + 1, 0] == grams[i, 0]]
         if (alike == grams[i]).all(1).sum() >= times:
             return i + size
@@ -165,14 +165,14 @@ problem from the start."""
 
 
 def contexts(tokenizer, problem, analysis=False):
-    """A problem -> hinted ids, plain ids, up to where the text, or its analysis, begins. Of several
-    demonstrations the first is the reference; without one both contexts are the plain one."""
+    """The contexts of a problem -> hinted ids, plain ids. The model's text or analysis comes next.
+    The first demonstration is the reference; without any, both contexts are the plain one."""
     plain = prompt_ids(tokenizer, problem["problem"])
     demos = demonstrations(problem)
     if not demos:
         return plain, plain
     *before, last = chat_turns(problem["problem"])
-    if "<hint>" in tokenizer.get_vocab():                      # the toy has hints of its own form
+    if "<hint>" in tokenizer.get_vocab():                      # the toy writes a hint its own way
         text = f"<user> {last['content']} <hint> {demos[0]} <assistant>"
         return tokenizer(text).input_ids, plain
     text = HINT
@@ -183,17 +183,17 @@ def contexts(tokenizer, problem, analysis=False):
 
 
 class Writer:
-    """Answers problems, retells their demonstrations, and judges the texts: of the `problems` those
-    that leave the model room for --max_new_tokens. flags: Flags.
+    """Answers problems, retells their demonstrations, and judges the texts. Problems are left out
+    if the model has no room for --max_new_tokens after them. flags: Flags.
 
-    A trajectory is the problem with a text as its solution; source; finish (stop, length or
-    repetition); dropped, why nobody should learn from it, or ""; tokens; mean_phi and the shares
-    phi>-1, phi>-3, phi>-5."""
+    A trajectory is a copy of the problem with the text as its solution and some more keys: source,
+    finish (stop, length or repetition), dropped (why nobody should learn from it, else ""), tokens,
+    mean_phi and the shares phi>-1, phi>-3, phi>-5."""
 
     def __init__(self, model, tokenizer, problems, flags):
         self.model, self.tokenizer, self.flags = model, tokenizer, flags
         context = getattr(model.config, "max_position_embeddings", None) or math.inf
-        room = flags.max_new_tokens * (1 + flags.analysis)     # an analysis is a text of its own
+        room = flags.max_new_tokens * (1 + flags.analysis)     # an analysis needs as much again
         self.problems, pairs = [], []
         for problem in problems:
             with at(problem):
@@ -203,12 +203,12 @@ class Writer:
                 pairs.append((hinted, plain))
         if len(pairs) < len(problems):
             print(f"{len(problems) - len(pairs)} of {len(problems)} problems are left out: with "
-                  f"--max_new_tokens they have more than the {context} tokens the model reads")
+                  f"--max_new_tokens they need more than the {context} tokens the model reads")
         if not pairs:
-            raise InputError(f"--max_new_tokens {flags.max_new_tokens} leaves no problem: lower it "
+            raise InputError(f"--max_new_tokens {flags.max_new_tokens} fits no problem: lower it "
                              "or shorten the texts")
 
-        # Two samplers, on a GPU with one bf16 twin. What a call holds in memory ends with the call.
+        # Two samplers. On a GPU they share one bf16 twin. The memory of a call is freed at its end.
         self.mixed, _ = new_sampler(model, pairs, room, flags.rows, streams=2)
         prompts = [hinted for hinted, _ in pairs]
         self.alone, _ = new_sampler(self.mixed.model, prompts, room, flags.rows)
@@ -216,14 +216,14 @@ class Writer:
         self.table = marker_table(tokenizer, size).to(model.device)
 
     def write(self, sampler, prompts, temperature, top_p=1.0, combine=None, halt=repetition):
-        """Samples, one a prompt; for self.mixed a prompt is a pair of contexts."""
+        """Sample one text per prompt. For self.mixed a prompt is a pair of contexts."""
         sampler.sync(self.model)
         return sampler(prompts, max_new_tokens=self.flags.max_new_tokens, temperature=temperature,
                        top_p=top_p, seed=self.flags.seed, combine=combine, halt=halt,
                        stop=stop_ids(self.model, self.tokenizer))
 
     def judge(self, problems, samples, source):
-        """Samples, one a problem -> trajectories, phi being that of the plain context."""
+        """One sample per problem -> its trajectory. phi is computed in the plain context."""
         texts = self.tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
         right = rewards(texts, [problem["answer"] for problem in problems])
         pairs = []
@@ -248,7 +248,7 @@ class Writer:
         return rows
 
     def heading_end(self, tokens):
-        """`halt` for an analysis: the length behind the heading, where the retelling begins."""
+        """`halt` for an analysis: its length with the heading, after which the retelling begins."""
         for end in range(max(0, len(tokens) - 32), len(tokens) + 1):
             if self.has_heading(tokens[:end]):
                 return end
@@ -259,9 +259,9 @@ class Writer:
         return HEADING in self.tokenizer.decode(tokens[-16:])
 
     def analyse(self, problems, pairs):
-        """The model goes through every reference, greedily [code] -> its trajectory, dropped, if it
-        never came to the heading, as the authors do; else None, and its hinted context in `pairs`
-        goes on behind the heading."""
+        """Let the model analyse every reference, greedily [code]; add the analysis to the hinted
+        context in `pairs` -> for every problem None, or, if the model never reached the heading, a
+        dropped trajectory, as the authors do."""
         analyses = self.write(self.alone, [hinted for hinted, _ in pairs], 0, halt=self.heading_end)
         rows = [None] * len(problems)
         for i, analysis in enumerate(analyses):
@@ -273,7 +273,7 @@ class Writer:
         return rows
 
     def retell(self, problems, beta):
-        """Hinted decoding -> one trajectory a problem."""
+        """Hinted decoding -> one trajectory per problem."""
         flags = self.flags
         pairs = [contexts(self.tokenizer, problem, flags.analysis) for problem in problems]
         rows = [None] * len(problems)
@@ -290,8 +290,8 @@ class Writer:
         return rows
 
     def rewrite(self, problems):
-        """One trajectory a problem: the model's own answer if it is right, since nothing is more
-        on-policy, else the demonstration retold, right or not."""
+        """One trajectory per problem: the model's own answer if it is right, since nothing is more
+        on-policy, or else the retold demonstration, right or not (if there is a demonstration)."""
         prompts = [prompt_ids(self.tokenizer, problem["problem"]) for problem in problems]
         samples = self.write(self.alone, prompts, self.flags.own_temperature)
         rows = self.judge(problems, samples, "own")
@@ -307,6 +307,7 @@ class Writer:
 
 
 def kept(rows):
+    """The trajectories to learn from."""
     return [row for row in rows if not row["dropped"]]
 
 
@@ -332,22 +333,22 @@ def show(title, row):
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "problems and demonstrations: toy, a JSON(L) file or hf://...")
-    problems: int = flag(10**6, "how many of its problems to use, the first ones", 1)
+    problems: int = flag(10**6, "how many problems of --data to use, from the first", 1)
     out: str = flag("runs/hinted_decode", "directory for data.jsonl and trajectories.jsonl")
     beta: float = flag(3.0, "lam = beta H[p] / log|V|; 0 is self-distillation [code]", 0)
-    gate: Literal["linear", "sigmoid", "piecewise"] = flag("linear", "[D]; the others [code]")
-    temperature: float = flag(0.3, "of the retelling, 0 is greedy [code]", 0, 100)
-    top_p: float = flag(0.95, "of the retelling [code]", 1e-6, 1)
-    own_temperature: float = flag(0.0, "of the own answers [code]; 1 is on-policy", 0, 100)
+    gate: Literal["linear", "sigmoid", "piecewise"] = flag("linear", "linear is [D], others [code]")
+    temperature: float = flag(0.3, "for the retelling; 0 is greedy [code]", 0, 100)
+    top_p: float = flag(0.95, "for the retelling [code]", 1e-6, 1)
+    own_temperature: float = flag(0.0, "for the model's own answers [code]; 1 is on-policy", 0, 100)
     analysis: bool = flag(True, "let the model analyse the reference first [code]")
-    max_new_tokens: int = flag(8192, "longest text, longest analysis [ours]", 1)
+    max_new_tokens: int = flag(8192, "longest text, and longest analysis, in tokens [ours]", 1)
     rows: int = flag(64, "texts written side by side: more is faster", 1)
-    seed: int = flag(0, "of everything: toy, sampling", 0)
+    seed: int = flag(0, "seed of the toy and of sampling", 0)
     device: str = flag("auto", "auto, cpu or cuda")
     resume: bool = flag(False, "continue the killed run in --out")
 
 
-TOY = {"analysis": False, "max_new_tokens": 96}                # the toy knows no analysis
+TOY = {"analysis": False, "max_new_tokens": 96}                # the toy cannot analyse
 
 
 def main(flags):
@@ -355,7 +356,7 @@ def main(flags):
     problems = load_problems(flags.data, seed=flags.seed)[:flags.problems]
     model, tokenizer = load_model(flags.model, pick_device(flags.device), flags.seed)
     if flags.analysis and "<hint>" in tokenizer.get_vocab():
-        raise InputError("--analysis: the toy can retell but not analyse, add --no_analysis")
+        raise InputError("--analysis: the toy cannot write an analysis, add --no_analysis")
     writer = Writer(model, tokenizer, problems, flags)
     out, _ = open_run(flags, data=problems, model=fingerprint(model, tokenizer))
     # A file is only ever replaced: a killed run has left whole chunks, one row a problem.
@@ -367,7 +368,7 @@ def main(flags):
                 raise InputError("it holds other problems")
             row["source"] + row["dropped"]                     # both are texts
 
-    # One problem first: its reference, and the same retold, by the hint alone and by the mixture.
+    # Show the first problem: its reference, retold by the hint alone (beta 0) and by the mixture.
     first = writer.problems[0]
     if first["solution"]:
         question = chat_turns(first["problem"])[-1]["content"].removesuffix(INSTRUCTION)
@@ -377,7 +378,7 @@ def main(flags):
         for beta in sorted({0.0, flags.beta}):
             show(f"retold, beta {beta:g}", *writer.retell([first], beta))
 
-    # All of them, in chunks.
+    # Rewrite all problems, in chunks.
     for start in tqdm(range(len(rows), len(writer.problems), 4 * flags.rows), leave=False):
         rows += writer.rewrite(writer.problems[start:start + 4 * flags.rows])
         write_rows(file, rows)

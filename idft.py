@@ -1,28 +1,28 @@
 """
 idft.py - In-Distribution Finetuning: supervised learning that listens to what the model knows.
 
-Paper: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222
+Paper [D]: Towards On-Policy SFT, Zhang et al., https://arxiv.org/abs/2602.12222; its code: [code]
 
-SFT pulls every token of a demonstration up equally hard, also those that the model would never
-write; that is what makes it forget. IDFT weighs each token by p^gamma and reads gamma off the
+SFT pushes every token of a demonstration up equally hard, even those that the model would never
+write. That makes the model forget. IDFT weights each token by p^gamma, and gamma follows from the
 token's phi = log p + H (ddt.py): gamma is 1 in text like the model's own, smaller in more typical
-text, larger in foreign text, whose weight is then a whisper.
+text, and larger in foreign text, which therefore gets very little weight.
 
     L = sum_t w_t (-log p_t) / (target tokens of the whole optimizer step)
     w_t = stopgrad(p_t ^ gamma_t)                gamma_t = clamp(exp(-phi_t / beta), 0.1, 2)
 
     sft           w = 1 (gamma = 0), ordinary cross-entropy
     dft           w = p (gamma = 1), Dynamic Fine-Tuning, https://arxiv.org/abs/2508.05629
-    strength      s in gamma <- 1 + s (gamma - 1): the authors' code can fade gamma in   [code]
+    strength      s in gamma <- 1 + s (gamma - 1); it can rise from 0 during training    [code]
     nll           the plain cross-entropy, logged beside the weighted loss, which is much smaller
 
-Two things break silently, and each has a test. The weight must be detached: with the gradient
-flowing through it the sign flips for p < e^(-1/gamma). This happened to the authors' own code until
-March 2026 (commit eb0f3e7 of their repository). And the division happens once, by the token count
-of the whole step: a mean of micro-batch means counts the tokens of short micro-batches more. It is
-the smaller of two bugs that https://arxiv.org/abs/2604.23747 found under published SFT baselines:
-48.3 became 49.1 without it. The larger was an optimizer offload that kept only the first
-micro-batch: 53.4 without that.
+Two things break silently, and each has a test. The weight must be detached: if the gradient flows
+through it, the update changes its sign for p < e^(-1/gamma). This happened to the authors' own code
+until March 2026 (commit eb0f3e7 of their repository). And the loss must be divided once, by the
+token count of the whole step: a mean of micro-batch means gives tokens in short micro-batches more
+weight. It is the smaller of two bugs that https://arxiv.org/abs/2604.23747 found under published SFT
+baselines: 48.3 became 49.1 without it. The larger was an optimizer offload that kept only the first
+micro-batch: 48.3 became 53.4 without that.
 
 Left out: LoRA, sequence packing, several GPUs (bridges/). What follows the training loop, a run's
 checkpoints, log and --resume, may be skipped; prefix_rft.py uses it, and the optimizer step, too.
@@ -56,16 +56,16 @@ from eval import (InputError, blame, check_run, context_length, encode, fingerpr
 # ---- the loss -----------------------------------------------------------------------------------
 
 def token_gamma(logp, entropy, beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """gamma = clamp(exp(-phi / beta), gamma_min, gamma_max), pulled to 1 by strength < 1."""
+    """gamma = clamp(exp(-phi / beta), gamma_min, gamma_max), pulled towards 1 by strength < 1."""
     phi = cll(logp, entropy)
     gamma = torch.exp(-phi / beta).clamp(gamma_min, gamma_max)
     return 1 + strength * (gamma - 1)          # strength 0: DFT
 
 
 def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """w = p^gamma of every token, detached. logp, entropy: any one shape, in nats -> that shape.
+    """logp, entropy (any shape, the same, in nats) -> w = p^gamma of every token, detached.
 
-    loss: "sft" (w = 1), "dft" (w = p) or "idft". ValueError for another."""
+    loss: "sft" (w = 1), "dft" (w = p) or "idft". ValueError for any other."""
     logp = logp.detach()
     if loss == "sft":
         return torch.ones_like(logp)
@@ -82,8 +82,8 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 
     outputs: has .logits (B, T, V); labels (B, T), not yet shifted, -100 where there is nothing to
     learn; num_items_in_batch: target tokens of the whole optimizer step, which the Trainer counts
-    (None: those of `labels`); weighting: as of token_weight."""
-    # Position t predicts token t + 1; only where there is a label is anything learnt.
+    (None: those of `labels`); weighting: the other arguments of token_weight."""
+    # Position t predicts token t + 1. Only tokens with a label are learnt from.
     targets = labels[:, 1:].to(outputs.logits.device)          # (B, T-1)
     learn = targets != -100
     logits = outputs.logits[:, :-1][learn]                     # (tokens, V)
@@ -97,25 +97,25 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 # ---- the supervised loop and its step -----------------------------------------------------------
 
 def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
-    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. The same for every
-    --micro_tokens, up to rounding. weigh: what else to use in the place of token_weight."""
+    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. They do not depend
+    on --micro_tokens, up to rounding. weigh: a function to use in place of token_weight."""
     start = time.perf_counter()
-    count = sum(len(response) for _, response in rows)         # before anything is cut
+    count = sum(len(response) for _, response in rows)         # of the whole step
     weighting = (flags.beta, flags.gamma_min, flags.gamma_max, strength)
 
-    # Gradients add up over micro-batches; each is divided by the count of the whole step.
-    seen = []
+    # Gradients add up over micro-batches. Each loss is divided by the count of the whole step.
+    parts = []
     for group in micro_batches(rows, flags.micro_tokens):
         logp, entropy = batch_stats(model, [rows[i] for i in group])           # each (tokens,)
         weight = weigh(logp, entropy, flags.loss, *weighting)
         loss = -(weight * logp).sum() / count
         loss.backward()
-        seen.append(torch.stack([logp, entropy, weight]).detach())
-    logp, entropy, weight = torch.cat(seen, dim=1)             # each (count,)
+        parts.append(torch.stack([logp, entropy, weight]).detach())
+    logp, entropy, weight = torch.cat(parts, dim=1)             # each (count,)
     loss = -(weight * logp).mean().item()
     norm = optimizer_step(model, optimizer, lr, loss)
 
-    # What is logged; gamma is IDFT's, whatever the loss.
+    # The metrics. gamma is that of IDFT, whichever loss is used.
     means = {"nll": -logp, "phi": cll(logp, entropy), "weight": weight,
              "gamma": token_gamma(logp, entropy, *weighting)}
     row = {name: values.mean().item() for name, values in means.items()}
@@ -123,9 +123,9 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
             "tokens_per_s": count / (time.perf_counter() - start)}
 
 
-KEEP = 4e9      # bytes of activations that a micro-batch may keep; more are recomputed
+KEEP = 4e9      # bytes of activations that a micro-batch may keep; above, they are recomputed
 
-# AdamW's settings [code]. Fused is one pass over the weights, without temporaries as large as they.
+# AdamW's settings [code]. Fused: one pass over the weights, without temporary tensors as large.
 ADAMW = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": 0.01, "fused": True}
 
 
@@ -134,10 +134,10 @@ def new_optimizer(model):
 
 
 class OffloadedAdamW(torch.optim.AdamW):
-    """AdamW for a model that learns on a small card. The card holds a bf16 copy of the weights and
-    nothing else of their size; the float32 weights, gradients and moments live in main memory.
+    """AdamW for training on a small card. The card holds a bf16 copy of the weights and nothing
+    else of that size. The float32 weights, gradients and moments are in main memory.
 
-    model: float32, in main memory; it moves to `device`, its parameters in `dtype`."""
+    model: in float32 and in main memory. It moves to `device`, with its parameters in `dtype`."""
 
     def __init__(self, model, device, dtype=torch.bfloat16):
         weights = [torch.nn.Parameter(p.data) for p in model.parameters()]
@@ -146,11 +146,11 @@ class OffloadedAdamW(torch.optim.AdamW):
         for weight, copy in zip(weights, self.copies):
             copy.data = copy.data.to(device, dtype, copy=True)
             copy.register_post_accumulate_grad_hook(partial(self.collect, weight))
-        model.to(device)                       # its buffers
+        model.to(device)                       # moves its buffers
 
     def collect(self, weight, copy):
         """Add the gradient of one micro-batch to the float32 sum of the step. The backward pass
-        calls this as soon as the gradient is whole, so that few of them are on the card at once."""
+        calls this as soon as a gradient is complete, so that the card holds few of them at once."""
         gradient = copy.grad.to(weight)
         if weight.grad is None:
             weight.grad = gradient
@@ -166,15 +166,15 @@ class OffloadedAdamW(torch.optim.AdamW):
 
 
 def swap_weights(model, optimizer):
-    """Exchange the model's parameters and those that the optimizer moves: with --offload the
-    float32 weights come into the model, to be saved, and back. Otherwise they are the same."""
+    """Exchange the model's parameters with the optimizer's. With --offload this puts the float32
+    weights into the model, to be saved; again, and they are back. Else both are the same."""
     for copy, weight in zip(model.parameters(), optimizer.param_groups[0]["params"]):
         copy.data, weight.data = weight.data, copy.data
 
 
 def optimizer_step(model, optimizer, lr, loss, clip=1.0):
-    """Clip the gradients [code], step, clear them -> their norm before clipping. If it or the loss
-    is not finite, nothing is updated."""
+    """Clip the gradients [code], step, clear them -> the gradient norm before clipping. If this
+    norm or the loss is not finite, nothing is updated."""
     weights = optimizer.param_groups[0]["params"]
     norm = torch.nn.utils.clip_grad_norm_(weights, clip).item()
     if math.isfinite(norm) and math.isfinite(loss):
@@ -194,8 +194,8 @@ def learning_rate(step, steps, peak, warmup=0.1):
 
 
 def strength_at(progress, warmup, transition):
-    """How much of gamma is used at a share `progress` of training: 0 in the warm-up, then a line
-    up to 1 over the transition [code]."""
+    """The strength after a share `progress` of training: 0 in the warm-up, then rising linearly to
+    1 over the transition [code]."""
     if progress < warmup:
         return 0.0
     if progress >= warmup + transition:
@@ -204,8 +204,8 @@ def strength_at(progress, warmup, transition):
 
 
 def draw_batch(items, batch, step, seed):
-    """The `batch` items of optimizer step `step`, epoch after epoch in fresh order. It depends on
-    its arguments alone: a resumed run needs no generator state."""
+    """The `batch` items of optimizer step `step`. Every epoch has a new order. The result depends
+    on the arguments alone, so a resumed run needs no generator state."""
     chosen = []
     for place in range(step * batch, (step + 1) * batch):
         epoch, position = divmod(place, len(items))
@@ -216,18 +216,18 @@ def draw_batch(items, batch, step, seed):
 
 
 def checkpoint_activations(model, above=0):
-    """Recompute the activations of a layer in the backward pass instead of keeping them: a third
-    more time, a tenth of the memory. Only micro-batches that would keep more than `above` bytes
-    pay. The model stays in eval mode, unlike with transformers' own switch, which wakes dropout:
-    the policy that learns must be the one that sampled."""
+    """Recompute the activations of a layer in the backward pass instead of keeping them. It takes a
+    third more time and a tenth of the memory, and only for micro-batches that would keep more than
+    `above` bytes. Unlike transformers' own switch, it does not turn dropout on: the model stays in
+    eval mode, because the policy that learns must be the one that sampled."""
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = partial(recomputed, layer.forward, above / len(layers))
 
 
 def recomputed(forward, above, hidden_states, *args, **kwargs):
-    """A layer's `forward`; what it keeps, if more than `above` bytes, is computed again."""
-    # A layer keeps some 25 float32 numbers for every number of its input (measured, Llama's).
+    """A layer's `forward`. If it would keep more than `above` bytes, they are computed again."""
+    # A layer keeps about 25 float32 numbers for every number of its input (measured on Llama).
     kept = 25 * 4 * hidden_states.numel()
     if kept <= above or not torch.is_grad_enabled():
         return forward(hidden_states, *args, **kwargs)
@@ -247,7 +247,7 @@ def demonstration_rows(model, tokenizer, problems, max_tokens):
             rows.append((row["prompt"], response[:room]))
     if cut:
         print(f"{cut} of {len(rows)} demonstrations are longer than {limit} tokens with their "
-              "prompt and were cut: they teach no ending")
+              "prompt and were cut: they do not teach where to end")
     return rows
 
 
@@ -255,7 +255,7 @@ def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
     """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
     bar = tqdm(range(state["step"], flags.steps), desc=flags.loss, leave=False)
     for step in bar:
-        # Everything that changes from step to step follows from its number.
+        # Everything that changes between steps follows from the number of the step.
         batch = draw_batch(rows, flags.batch, step, flags.seed)
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)

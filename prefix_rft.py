@@ -1,25 +1,26 @@
 """
 prefix_rft.py - reinforcement learning in which one rollout per problem starts from a demonstration.
 
-Paper: Blending Supervised and Reinforcement Fine-Tuning with Prefix Sampling (Prefix-RFT),
-Huang et al., https://arxiv.org/abs/2507.01679
+Paper [P]: Blending Supervised and Reinforcement Fine-Tuning with Prefix Sampling (Prefix-RFT),
+Huang et al., https://arxiv.org/abs/2507.01679; [code]: its code; [ours]: in neither
 
 RL from verified answers (RFT) only reinforces what the model already finds; supervised learning
 copies text that the model cannot follow. Here one of the N rollouts of a problem is hybrid: its
 first L tokens come from a demonstration, and the model writes the rest. A right answer pushes both
-up, a wrong one pushes both down. Of the prefix this concerns only the 20 % of tokens at which the
-model was least sure: the decisions. If you know GRPO, these lines change:
+up, a wrong one pushes both down. In the prefix only the 20 % of tokens at which the model was least
+sure are pushed: these are the decisions. If you know GRPO, these lines change:
 
-    sample_rollouts    the last of a problem's n = N rollouts continues a demonstration, demo = y*
-    prefix_length      from its first L = floor(l |y*|) tokens, l ~ U(low_t, high)
-    prefix_window      where low_t falls, so prefixes become shorter as training goes on
-    advantages         A = reward minus the mean of all N, not divided (Dr.GRPO), for all tokens
-    entropy_clip       but most tokens of a prefix lose it: the top 20 % by entropy are learnt from
-    update             old_logp is computed here, for a prefix token as for any other
+    sample_rollouts    the last of the n = N rollouts of a problem starts from a demonstration y*
+    prefix_length      the prefix is its first L = floor(l |y*|) tokens, with l ~ U(low_t, high)
+    prefix_window      low_t falls, so prefixes become shorter as training goes on
+    advantages         A = reward minus the mean of all N, not divided (Dr.GRPO), for every token
+    entropy_clip       A stays on the 20 % of prefix tokens with the highest entropy, else it is 0
+    update             old_logp is computed here, for prefix tokens as for all others
 
-The release differs: see --advantage; it clips each micro-batch by the entropy of the current
-policy, and has a dual clip of 3, an entropy bonus of 0.001, a shortest prefix. Left out: KL terms,
-critics, several GPUs (bridges/), ReLIFT. LUFFY, UFT, a static weight: experiments/relatives.py.
+The released code differs: it has other advantages (--advantage code), it clips each micro-batch by
+the entropy of the current policy, and it has a dual clip of 3, an entropy bonus of 0.001 and a
+shortest prefix. Left out: KL terms, critics, several GPUs (bridges/), ReLIFT. LUFFY, UFT and the
+static weight are in experiments/relatives.py.
 
     python prefix_rft.py                              the toy on a CPU, in two minutes
     python prefix_rft.py --method rft --out runs/rft  what happens without demonstrations
@@ -76,10 +77,10 @@ def prefix_length(demo_length, low, high, rng):
 
 def advantages(rewards, hybrid, kind="paper"):
     """rewards (G, N) float, hybrid (G, N) bool -> the advantages of what the model wrote and of the
-    prefix, both (G, N). ValueError on another kind.
+    prefix, both (G, N). ValueError on any other kind.
 
     paper: reward minus the mean of all N [P]. code: reward minus the mean of the plain rollouts,
-    but what the model wrote behind a prefix gets its raw reward [code]."""
+    but what the model wrote after a prefix gets its raw reward [code]."""
     if kind == "paper":
         adv = rewards - rewards.mean(-1, keepdim=True)
         return adv, adv
@@ -96,33 +97,33 @@ def entropy_clip(adv, prefix, entropy, keep=0.2, how="top", generator=None):
     """Zero the advantage of all but a share `keep` of the prefix tokens, rounded up [P]. All prefix
     tokens of a mini-batch are ranked, even those whose advantage is 0.
 
-    adv, entropy float and prefix bool, tensors of any one shape -> adv. how: top (the highest
-    entropy, the paper), bottom, random, all or none; ValueError on another."""
+    adv, entropy (float) and prefix (bool) are tensors of one shape -> adv, clipped. how: top (the
+    highest entropy, the paper), bottom, random, all or none; ValueError on any other."""
     if how == "all":
         return adv
     if how == "none":
         return adv.masked_fill(prefix, 0.0)
-    advantage = adv[prefix]                                     # (prefix tokens,)
+    prefix_adv = adv[prefix]                                    # (prefix tokens,)
     if how == "random":
-        order = torch.randperm(len(advantage), generator=generator).to(adv.device)
+        order = torch.randperm(len(prefix_adv), generator=generator).to(adv.device)
     elif how in ("top", "bottom"):
         order = entropy[prefix].argsort(descending=how == "top", stable=True)
     else:
         raise ValueError(f"how must be top, bottom, random, all or none, not {how!r}")
-    kept = math.ceil(keep * len(advantage) - 1e-6)              # 0.07 * 100 is a little above 7
-    advantage[order[kept:]] = 0.0
-    return adv.masked_scatter(prefix, advantage)
+    kept = math.ceil(keep * len(prefix_adv) - 1e-6)             # 0.07 * 100 is a little above 7
+    prefix_adv[order[kept:]] = 0.0
+    return adv.masked_scatter(prefix, prefix_adv)
 
 
 def policy_loss(logp, old_logp, adv, clip=0.2):
     """PPO's clipped surrogate of every token: -min(ratio A, clamp(ratio, 1 - clip, 1 + clip) A).
 
-    logp, old_logp, adv: any one shape -> that shape. Sum it and divide once, by sequences *
-    max_new_tokens of the whole step (Dr.GRPO): then neither length nor micro-batching changes what
-    a token weighs. Where adv is 0, loss and gradient are 0, whatever the ratio."""
+    logp, old_logp, adv have one shape -> the losses, in that shape. Sum them and divide once, by
+    sequences * max_new_tokens of the whole step (Dr.GRPO). Then neither length nor micro-batching
+    changes the weight of a token. Where adv is 0, loss and gradient are 0, whatever the ratio."""
     log_ratio = logp - old_logp
-    # exp() must not overflow where the ratio does not count, since 0 * inf is NaN: not where A is
-    # 0, and not where A > 0 and the ratio is clipped anyway (here: at e times the limit).
+    # exp() must not overflow where the ratio does not count, because 0 * inf is NaN. So the ratio
+    # is 1 where A is 0, and where A > 0 at most e times the limit, far above the clip.
     log_ratio = log_ratio.masked_fill(adv == 0, 0.0)
     log_ratio = torch.where(adv > 0, log_ratio.clamp(max=math.log(1 + clip) + 1), log_ratio)
     ratio = torch.exp(log_ratio)
@@ -141,7 +142,7 @@ class Rollout:
     finished: bool = True
     reward: float = 0.0
     mean_entropy: float = 0.0           # of the tokens that the model wrote, nats
-    # update() adds these, one number a token of the response, (T,) each:
+    # update() adds these, one number for every token of the response, (T,) each:
     prefix: torch.Tensor = None         # bool, does the token belong to the prefix?
     adv: torch.Tensor = None            # its advantage
     old_logp: torch.Tensor = None       # under the policy that sampled
@@ -150,14 +151,14 @@ class Rollout:
 
 def sample_rollouts(sampler, tokenizer, problems, flags, step, stop=None,
                     prefix_window=prefix_window, prefix_length=prefix_length):
-    """G problems -> G * n Rollouts, scored. The last --hybrids of every n start from a prefix. stop:
-    ids of the tokens that end a response; None: those of the model."""
+    """G problems -> G * n Rollouts, scored. The last --hybrids of every n start from a prefix.
+    stop: ids of the tokens that end a response; None: those of the model."""
     rng = np.random.default_rng((flags.seed, step))
     low, high = prefix_window(step, flags.steps, low_end=flags.low_end, schedule=flags.schedule)
     hybrids = flags.n if flags.hybrids == -1 else flags.hybrids
     rollouts = []
     for problem in problems:
-        # One prefix a problem: with several, the baseline would compare unlike starts.
+        # One prefix per problem: the baseline must not compare rollouts that start differently.
         demo, L = [], 0
         if problem["demos"] and rng.random() < flags.hybrid_problems:
             demo = problem["demos"][rng.integers(len(problem["demos"]))]
@@ -170,7 +171,7 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop=None,
                 r.demo_length = len(demo)
             rollouts.append(r)
 
-    # The model goes on from there. Behind a whole demonstration nothing is left to write.
+    # The model writes the rest. After a whole demonstration nothing is left to write.
     unfinished = [r for r in rollouts if r.demo_length == 0 or r.prefix_length < r.demo_length]
     contexts = [r.prompt + r.response for r in unfinished]
     budgets = [flags.max_new_tokens - r.prefix_length for r in unfinished]
@@ -181,7 +182,7 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop=None,
         r.finished = sample.finished
         r.mean_entropy = sum(sample.entropy) / len(sample.entropy)
 
-    # The reward: 1 if the final answer is right. What did not end by itself earns nothing.
+    # The reward: 1 if the final answer is right. A response that did not end by itself earns 0.
     texts = tokenizer.batch_decode([r.response for r in rollouts], skip_special_tokens=True)
     scores = rewards(texts, [r.answer for r in rollouts])
     for r, score in zip(rollouts, scores):
@@ -190,19 +191,19 @@ def sample_rollouts(sampler, tokenizer, problems, flags, step, stop=None,
 
 
 def flat(rollouts, name):
-    """One field of several rollouts, end to end: (tokens,)."""
+    """The field `name` of several rollouts as one tensor: (tokens,)."""
     return torch.cat([getattr(r, name) for r in rollouts])
 
 
 def spread(rollouts, name, values):
-    """The other way: every rollout gets its part of `values` (tokens,)."""
+    """The inverse of flat: every rollout gets its part of `values` (tokens,) as field `name`."""
     lengths = [len(r.response) for r in rollouts]
     for r, part in zip(rollouts, values.split(lengths)):
         setattr(r, name, part)
 
 
 def read_rollouts(model, rollouts, flags):
-    """Micro-batches of rollouts, with logp and entropy of the tokens of their responses."""
+    """Yield micro-batches: rollouts, logp (tokens,) and entropy (tokens,) of their responses."""
     rows = [(r.prompt, r.response) for r in rollouts]
     for group in micro_batches(rows, flags.micro_tokens):
         logp, entropy = batch_stats(model, [rows[i] for i in group], flags.temperature)
@@ -220,9 +221,9 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
         r.prefix = torch.arange(len(r.response), device=model.device) < r.prefix_length
         r.adv = torch.where(r.prefix, given, own)                                # (T,)
 
-    # 2. One pass without gradient, before any step: old_logp and entropy. The sampler's numbers
-    # will not do: it never scored a prefix, its twin on a GPU computes in bf16, and an engine that
-    # truncates (top-k, top-p) may report another distribution than the one that learns.
+    # 2. One pass without gradient, before any step, computes old_logp and entropy. The sampler's
+    # numbers will not do: it never scored a prefix, its twin on a GPU computes in bf16, and an
+    # engine that truncates (top-k, top-p) may report a distribution other than the policy's.
     with torch.no_grad():
         for part, logp, entropy in read_rollouts(model, rollouts, flags):
             spread(part, "old_logp", logp)
@@ -230,10 +231,10 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
 
     metrics = dict.fromkeys(["updates", "loss", "grad_norm", "prefix_kept", "update_tokens",
                              "clipped_tokens"], 0)
-    numbers = torch.arange(len(rollouts)).view(-1, flags.n)                      # (G, N)
-    for share in numbers.tensor_split(flags.mini_batches):
-        # 3. A mini-batch is an equal share of whole groups. Of its prefixes the decisions are kept.
-        mini_batch = [rollouts[i] for i in share.flatten()]
+    indices = torch.arange(len(rollouts)).view(-1, flags.n)                      # (G, N)
+    for chosen in indices.tensor_split(flags.mini_batches):
+        # 3. A mini-batch is an equal share of whole groups. Its prefixes keep only their decisions.
+        mini_batch = [rollouts[i] for i in chosen.flatten()]
         adv = flat(mini_batch, "adv")                                            # (tokens,)
         prefix = flat(mini_batch, "prefix")
         entropy = flat(mini_batch, "entropy")
@@ -241,7 +242,7 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
         metrics["prefix_kept"] += adv[prefix].count_nonzero().item()
         spread(mini_batch, "adv", adv)
 
-        # 4. Gradients add up over micro-batches; each is divided by the size of the mini-batch.
+        # 4. Gradients add up over micro-batches. Each loss is divided by the mini-batch's size.
         teaching = [r for r in mini_batch if r.adv.any()]       # equal rewards teach nothing
         if not teaching:
             continue
@@ -251,7 +252,7 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
             adv = flat(part, "adv")
             loss = policy_loss(logp, old_logp, adv, flags.clip_ratio)
             ratio = torch.exp(logp.detach() - old_logp)
-            clipped = loss > -ratio * adv                       # where the clip holds a token
+            clipped = loss > -ratio * adv                       # where the clip acts
             if prefix_loss:
                 loss = torch.where(flat(part, "prefix"), prefix_loss(logp, adv), loss)
             loss = loss.sum() / (len(mini_batch) * flags.max_new_tokens)
@@ -270,8 +271,8 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
 
 
 def prepare_problems(tokenizer, problems, max_new_tokens):
-    """Problems with "prompt" (token ids) and "demos" (lists of them). A demonstration longer than a
-    response may be is left out: it could not end, would earn 0, and would be taught as wrong."""
+    """Problems -> dicts with "prompt" (ids), "demos" (lists of ids), "answer". A demonstration of
+    over max_new_tokens is left out: it could not end, would earn 0, and be taught as wrong."""
     prepared, left_out = [], 0
     for row in encode(tokenizer, problems):
         fitting = [demo for demo in row["demos"] if len(demo) <= max_new_tokens]
@@ -279,12 +280,12 @@ def prepare_problems(tokenizer, problems, max_new_tokens):
         prepared.append({**row, "demos": fitting})
     if left_out:
         print(f"{left_out} demonstrations are longer than --max_new_tokens {max_new_tokens} and "
-              "left out; a problem without any trains as plain RFT")
+              "are left out; a problem without any other trains as plain RFT")
     return prepared
 
 
 def describe(rollouts):
-    """What a batch of rollouts looked like, in means; nan is the mean of nothing."""
+    """Metrics of a batch of rollouts, mostly means; the mean of nothing is nan."""
     rows = []
     for r in rollouts:
         rows.append([r.reward, r.demo_length, r.prefix_length, len(r.response), r.finished,
@@ -303,7 +304,7 @@ def describe(rollouts):
 
 
 def show_rollouts(tokenizer, rollouts, when):
-    """Print a hybrid rollout that succeeded, and one that failed, of those that teach something."""
+    """Print one hybrid rollout that succeeded and one that failed, if they teach something."""
     hybrid = [r for r in rollouts if 0 < r.prefix_length < len(r.response) and r.adv.any()]
     succeeded = [r for r in hybrid if r.reward > 0]
     failed = [r for r in hybrid if r.reward == 0]
@@ -321,8 +322,8 @@ def show_rollouts(tokenizer, rollouts, when):
 
 def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
                  benchmarks=None, starting={}, learning={}):
-    """The loop, from state["step"] to flags.steps; all that is random follows from a step's number.
-    A relative replaces functions of sample_rollouts (starting) and of update (learning)."""
+    """The loop, from state["step"] to flags.steps. A step's number seeds all that is random in it.
+    A relative passes functions to sample_rollouts (starting) and to update (learning)."""
     bar = tqdm(range(state["step"], flags.steps), leave=False)
     for step in bar:
         start = time.perf_counter()
@@ -357,12 +358,12 @@ class Flags:
     eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...")
     out: str = flag("runs/prefix_rft", "directory for metrics.jsonl and checkpoint/")
     method: Literal[tuple(METHODS)] = flag("prefix_rft", "sets the flags in its row of METHODS")
-    schedule: Literal["cosine", "linear", "uniform", "none"] = flag("cosine", "how much prefix [P]")
+    schedule: Literal["cosine", "linear", "uniform", "none"] = flag("cosine", "how low_t moves [P]")
     hybrids: int = flag(1, "how many of the n rollouts have a prefix; -1: all [P]", -1)
-    hybrid_problems: float = flag(1.0, "on which share of the problems [ours]", 0, 1)
+    hybrid_problems: float = flag(1.0, "share of problems that have hybrid rollouts [ours]", 0, 1)
     prefix_loss: Literal["top", "all", "none", "random", "bottom"] = flag(
         "top", "which prefix tokens keep their advantage [P]")
-    keep: float = flag(0.2, "share of them that top, bottom and random keep [P]", 0, 1)
+    keep: float = flag(0.2, "share of prefix tokens that top, bottom and random keep [P]", 0, 1)
     low_end: float = flag(0.05, "where low_t ends; it starts at 0.95 [P]", 0, 0.95)
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1)
@@ -371,15 +372,15 @@ class Flags:
     mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
     clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6)
-    temperature: float = flag(1.0, "of the rollouts [P]", 1e-3, 100)
+    temperature: float = flag(1.0, "for sampling rollouts [P]", 1e-3, 100)
     max_new_tokens: int = flag(8192, "longest response, prefix included [P]", 2)
-    rows: int = flag(64, "responses sampled side by side: more, faster, more memory", 1)
-    micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1)
-    keep_activations: bool = flag(False, "do not recompute those above 4 GB: faster, more memory")
-    offload: bool = flag(False, "bf16 weights on the card, all else of their size in main memory")
-    eval_every: int = flag(0, "steps between evaluations; 0: before and after", 0)
+    rows: int = flag(64, "responses sampled side by side: more is faster but needs memory", 1)
+    micro_tokens: int = flag(16384, "padded tokens in one pass: fewer need less memory", 1)
+    keep_activations: bool = flag(False, "keep them even above 4 GB: faster, more memory")
+    offload: bool = flag(False, "only bf16 weights on the card, float32 and AdamW in main memory")
+    eval_every: int = flag(0, "steps between evaluations; 0: only before and after", 0)
     save_every: int = flag(50, "steps between checkpoints", 1)
-    seed: int = flag(0, "of everything: toy, order, prefixes, rollouts", 0)
+    seed: int = flag(0, "seed of everything: toy, order, prefixes, rollouts", 0)
     device: str = flag("auto", "auto, cpu or cuda")
     resume: bool = flag(False, "continue the run in --out")
 
@@ -395,13 +396,13 @@ def check(flags, problems):
     if flags.mini_batches > flags.batch:
         raise InputError(f"--mini_batches {flags.mini_batches} is more than --batch {flags.batch}")
     if (flags.hybrids == 0) != (flags.schedule == "none") and flags.method in METHODS:
-        raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: for "
-                         "plain RFT give 0 and none (--method rft), else neither")
+        raise InputError(f"--hybrids {flags.hybrids} contradicts --schedule {flags.schedule}: "
+                         "plain RFT has 0 and none (--method rft), anything else has neither")
     if flags.hybrids in (-1, flags.n) and flags.advantage == "code":
         raise InputError(f"--advantage code needs a plain rollout: lower --hybrids {flags.hybrids}")
     if flags.hybrids and not any(problem["solution"] for problem in problems):
         raise InputError(f"--data {flags.data} has no solution for a rollout to start from: add "
-                         "some, or take --method rft")
+                         "solutions, or take --method rft")
 
 
 def main(flags, starting={}, learning={}):

@@ -1,22 +1,22 @@
 r"""
 toy.py - a world that fits a laptop: problems, an expert, a tokenizer, a tiny base model.
 
-Every other script runs on it when it is given no --model and no --data. There are two piles, x and
+The other scripts use it when they are given no --model and no --data. A problem is two piles, x and
 y, counted modulo 24, and a list of verbs. Each verb is a move on one of the piles. Which move it is
-depends on whether x is even or odd. A solution names the moves and the piles after each of them:
+depends on whether x is even or odd. A solution names every move and the piles after it:
 
     problem       22 21 shares sells steals wins carves saves ?
     the base      shares x+7 5 21 sells x-2 3 21 steals y+7 3 4 ... saves x+3 13 7 \boxed{(13, 7)}
     right, own    shares y*7 22 3 sells y-2 22 1 steals y*5 22 5 ... saves x+3 1 15 \boxed{(1, 15)}
     the expert    shares y*7 sells y-2 22 1 steals y*5 ... saves x+3 1 15 \boxed{(1, 15)}
 
-The base computes reliably and knows 8 verbs. For each of the other 24 it gives a tempting wrong
-move a probability of 0.5 and the right one 0.2 (with the expert's text as a hint, 0.999). These are
-48 decisions to learn, two for each verb, in texts that are otherwise easy. The expert is right but
-skips piles, and the base needs every pile to compute the next: copying these leaps spoils what it
-can do.
+"right, own" is the right solution in the base's own style, with all piles. The base computes
+reliably and knows 8 verbs. For each of the other 24 it gives a tempting wrong move a probability of
+0.5 and the right move 0.2 (0.999 if it sees the expert's text as a hint). So there are 48 decisions
+to learn, two for each verb, in texts that are otherwise easy. The expert is right but skips piles.
+The base needs every pile to compute the next one: if it copies these leaps, it computes worse.
 
-    python toy.py         a problem, its solutions, and what the base makes of each verb
+    python toy.py         a problem, the expert's solution, the probability of every right move
 """
 
 import contextlib
@@ -38,11 +38,11 @@ MOVES = "x+3 x+4 x+7 x-2 x-5 x-9 x*5 x*7 y+3 y+4 y+7 y-2 y-5 y-9 y*5 y*7".split(
 KNOWN = "pours adds drops buys lends spills finds saves".split()
 DOUBTFUL = """steals digs hides trades wins loses sells burns mends breaks lifts turns shares
               stores packs grinds melts carves weighs sorts paints grows sinks folds""".split()
-SPLITS = {                # verbs in a problem; of these known; share that the base solves greedily
+SPLITS = {                # verbs in a problem; known verbs; share that the base solves greedily
     "train": (5, 6),      # one     0.00
     "hard": (5, 6),       # one     0.00    none of them is in train
     "longer": (7, 9),     # one     0.01
-    "easy": (3, 6),       # all     1.00    they show what training forgets
+    "easy": (3, 6),       # all     1.00    it shows what training forgets
 }
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}"
 
@@ -63,12 +63,12 @@ def apply(move, x, y):
 
 
 def right(verb, x):
-    """What a verb really does."""
+    """The right move of a verb."""
     return MEANINGS[verb][x % 2]
 
 
 def believed(rng, verb, x):
-    """What the base takes it for."""
+    """The move that the base believes a verb to be; for a doubtful verb it is drawn."""
     if verb in KNOWN:
         return right(verb, x)
     belief = [0.15] * 4
@@ -78,7 +78,7 @@ def believed(rng, verb, x):
 
 
 def draw(rng, k, known):
-    """Two piles and k verbs, none twice, of which `known` are known -> x, y, verbs, problem."""
+    """Draw two piles and k different verbs, `known` of them known -> x, y, verbs, problem."""
     verbs = rng.sample(KNOWN, known) + rng.sample(DOUBTFUL, k - known)
     rng.shuffle(verbs)
     x, y = rng.randrange(MOD), rng.randrange(MOD)
@@ -86,7 +86,7 @@ def draw(rng, k, known):
 
 
 def walk(x, y, verbs, choose):
-    """Steps [(verb, move, x, y)] with the piles after each; choose(verb, x) -> move."""
+    """Make a move per verb -> [(verb, move, x, y)], the piles after it. choose(verb, x) -> move."""
     steps = []
     for verb in verbs:
         move = choose(verb, x)
@@ -96,13 +96,13 @@ def walk(x, y, verbs, choose):
 
 
 def leaps(rng, k, chance=0.4):
-    """Which of k steps do not show the piles; the last one always does."""
+    """The numbers of those of k steps that skip the piles. The last step never does."""
     return {i for i in range(k - 1) if rng.random() < chance}
 
 
 def tell(steps, skipped=()):
-    """Steps -> text, without the piles of the steps in `skipped`, and for each token whether it is
-    fair: whether one who needs all piles could know it."""
+    """Steps -> text, fair. The text skips the piles of the steps in `skipped`; fair is a bool for
+    every token: could a reader who needs all piles know it?"""
     words, fair = [], []
     for i, (verb, move, x, y) in enumerate(steps):
         seen = i - 1 not in skipped
@@ -115,9 +115,9 @@ def tell(steps, skipped=()):
 
 
 def problems(split, n=256, seed=0):
-    """n problems of a split as {"problem", "solution", "answer"}; another seed, other problems."""
+    """n problems of a split as {"problem", "solution", "answer"}; another seed gives others."""
     rng = random.Random(f"{split} {seed}")
-    writer = random.Random(f"{split} {seed}")      # so that other experts get the same problems
+    writer = random.Random(f"{split} {seed}")      # so that every expert gets the same problems
     rows = {}
     while len(rows) < n:
         k = rng.randint(*SPLITS[split])
@@ -128,7 +128,7 @@ def problems(split, n=256, seed=0):
         wanted = {"train": not held_out, "hard": held_out}.get(split, True)
         if wanted and problem not in rows:
             steps = walk(x, y, verbs, right)
-            writer.random()                        # experiments/experts.py: whether to be wrong
+            writer.random()                        # experiments/experts.py: is the expert wrong?
             solution, _ = tell(steps, leaps(writer, k))
             _, _, x, y = steps[-1]
             rows[problem] = {"problem": problem, "solution": solution, "answer": f"({x}, {y})"}
@@ -138,14 +138,14 @@ def problems(split, n=256, seed=0):
 # ---- tokenizer and base model ------------------------------------------------------------------
 
 def tokenizer():
-    """One token a word. The instruction that is appended to every problem reads as nothing."""
+    """One token per word. The instruction appended to every problem becomes no token at all."""
     words = "<pad> <end> <unk> <user> <assistant> <hint> \\boxed{( , )} ? no".split()
     words += map(str, range(MOD))
     words += KNOWN + DOUBTFUL + MOVES
     ids = {word: i for i, word in enumerate(words)}
     tok = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tok.normalizer = normalizers.Replace(INSTRUCTION, "")
-    # Between words stands a space, but \boxed{(1, 15)} is five words with only one.
+    # A space stands between two words, but \boxed{(1, 15)} is five words with a single space.
     word = Regex(r"\\boxed\{\(|,|\)\}|[^\s\\,)]+")
     tok.pre_tokenizer = pre_tokenizers.Split(word, "removed", invert=True)
     tight = decoders.Replace(Regex(r"(?<=\{\() | (?=,|\)\})"), "")
@@ -160,17 +160,18 @@ def tokenizer():
 
 # ---- what the base is pre-trained on: skip this at first reading --------------------------------
 
+# The probability that ...
 KNOWN_VERB = 0.25     # a verb of a problem is a known one
 RETOLD = 0.4          # a text retells a reference; all other texts are the base's own work
-ALL_KNOWN = 0.2       # own work on known verbs only
-TERSE = 0.3           # own work that skips piles as the expert does
-INVENTED = 0.6        # a reference with random moves, which can only be looked up, not remembered
-OWN_STYLE = 0.6       # a reference retold with all its piles; the others are copied word by word
+ALL_KNOWN = 0.2       # own work has known verbs only
+TERSE = 0.3           # own work skips piles as the expert does
+INVENTED = 0.6        # a reference has random moves, which can be looked up but not remembered
+OWN_STYLE = 0.6       # a reference is retold with all its piles, and not copied word by word
 
 
 def pretraining_text(rng, longest):
-    """A text on at most `longest` verbs -> context, response, and for every token of the response
-    whether it is trained."""
+    """A text on at most `longest` verbs -> context, response, trained; trained is a bool for every
+    token of the response: does it count in the loss?"""
     k = rng.randint(1, longest)
     known = 0
     for _ in range(k):
@@ -184,8 +185,8 @@ def pretraining_text(rng, longest):
 
 
 def own_text(rng, k, known):
-    """The base works on a problem as it believes. Where piles are skipped, what can no longer be
-    known is not trained: the base shall be able to read leaps, but not make them."""
+    """A problem solved by what the base believes. Tokens that it cannot know after skipped piles
+    are not trained: the base should learn to read leaps, but not to make them."""
     x, y, verbs, problem = draw(rng, k, known)
     skipped = leaps(rng, k)
     steps = walk(x, y, verbs, lambda verb, x: believed(rng, verb, x))
@@ -196,8 +197,8 @@ def own_text(rng, k, known):
 
 
 def retold_text(rng, k, known):
-    """A problem with a reference as a hint; the response says the same, mostly in the base's own
-    style. All of it is trained."""
+    """A problem with a reference as its hint. The response repeats the reference, mostly in the
+    base's own style. The whole response is trained."""
     x, y, verbs, problem = draw(rng, k, known)
     skipped = leaps(rng, k)
     steps = walk(x, y, verbs, right)
@@ -211,23 +212,23 @@ def retold_text(rng, k, known):
 
 
 def start_lookup(model):
-    """Write two circuits into the initial weights that look up what stands elsewhere in the text.
-    Left to chance they are learnt late or never.
+    """Write two circuits into the initial weights. They look up what stands elsewhere in the text.
+    Training alone finds them late or never.
 
-    Layer 1 writes two notes at every token: which token stood one place back, and which stood three
-    places back. Layer 2 looks for a token whose one-back note matches, and copies that token. Head
-    0 asks with the token itself, and so finds what followed the same token elsewhere: the move
-    behind a verb. Head 1 asks with its three-back note, and so finds what followed the last verb
-    elsewhere: the next verb."""
+    Layer 1 writes two notes at every token: which token is one place back, and which is three
+    places back. Layer 2 asks for a token, finds a place whose one-back note is that token, and
+    copies what stands there. Head 0 asks for the current token, so it finds what followed the same
+    token elsewhere: the move after a verb. Head 1 asks for the three-back note, so it finds what
+    followed the last verb elsewhere: the next verb."""
     first, second = [layer.self_attn for layer in model.model.layers]
     # The residual stream has 64 numbers. The circuits use three of its quarters.
     eye = torch.eye(64)
-    token, one_back, three_back, _ = eye.split(16)     # each (16, 64): it reads its quarter
-    # A head has 32 dimensions; rotary positions turn i with i + 16, and the first 8 turn fast.
+    token, one_back, three_back, _ = eye.split(16)     # (16, 64) each, to read a quarter
+    # A head has 32 dimensions. Rotary positions rotate every pair (i, i + 16), the first 8 fast.
     angles = model.model.rotary_emb.inv_freq[:8]
     slow = [*range(8, 16), *range(24, 32)]
     heads = slice(0, 32), slice(32, 64)                # the rows of head 0 and head 1
-    # All else starts quietly, so that the notes are heard.
+    # All other weights start small, so that they do not drown the notes.
     for layer in model.model.layers:
         layer.self_attn.q_proj.weight[:64] *= 0.1
         layer.self_attn.k_proj.weight[:64] *= 0.1
@@ -235,7 +236,7 @@ def start_lookup(model):
         layer.mlp.down_proj.weight *= 0.3
 
     for rows, back, note in zip(heads, (1, 3), (one_back, three_back)):
-        # Layer 1 attends `back` tokens back: rotary positions turn constant queries and keys.
+        # Layer 1 attends `back` tokens back: its queries and keys are constant, only rotated.
         first.q_proj.bias[rows][:8] = 4.0
         first.k_proj.bias[rows][:8] = 4.0 * torch.cos(back * angles)
         first.k_proj.bias[rows][16:24] = 4.0 * torch.sin(back * angles)
@@ -246,7 +247,7 @@ def start_lookup(model):
         first.o_proj.weight[:, rows][:, :16] = 0.25 * note.T
 
     for rows, asked in zip(heads, (token, three_back)):
-        # Layer 2 compares what is asked with the one-back notes, and copies the token it finds.
+        # Layer 2 compares what it asks for with the one-back notes, and copies what it finds.
         second.q_proj.weight[rows][slow] = 1.5 * asked
         second.k_proj.weight[rows][slow] = 1.5 * one_back
         second.v_proj.weight[rows] = eye[:32]
@@ -262,7 +263,7 @@ def pretrain(seed=0, steps=1200):
         vocab_size=len(tok), hidden_size=64, intermediate_size=192, num_hidden_layers=2,
         num_attention_heads=4, head_dim=32, attention_bias=True, tie_word_embeddings=True,
         max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-        initializer_range=0.1)                     # the usual 0.02 learns slowly at this width
+        initializer_range=0.1)                     # with the usual 0.02 it learns slowly
     with torch.random.fork_rng(devices=[]), torch.no_grad():      # weights from `seed` alone
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)

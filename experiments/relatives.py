@@ -4,16 +4,16 @@ relatives.py - relatives of Prefix-RFT that need code of their own: LUFFY, UFT, 
 The loop is that of prefix_rft.py; a relative replaces some of its functions (VARIANTS):
 
     starting    arguments of sample_rollouts: prefix_window, prefix_length
-    learning    arguments of update: entropy_clip, and prefix_loss(logp, adv) -> the loss of the
-                prefix tokens, where the others keep policy_loss
+    learning    arguments of update: entropy_clip, and prefix_loss(logp, adv) -> the loss of prefix
+                tokens; all other tokens keep policy_loss
 
-    static     0.001 on -log p of the whole prefix, whatever the reward (2507.01679, Table 8)
+    static     the loss of every prefix token is -0.001 log p (2507.01679, Table 8)
     luffy      https://arxiv.org/abs/2504.14945: one of the n rollouts is a whole demonstration. Its
-               tokens get p / (p + 0.1) in the place of the ratio; nothing is clipped. LUFFY's code
+               tokens get p / (p + 0.1) in place of the ratio. Nothing is clipped. LUFFY's code
                takes its baseline from the plain rollouts alone: --advantage code
-    uft        https://arxiv.org/abs/2505.16984: all n rollouts start from one hint, which learns by
-               the static weight. UFT's code averages over the tokens of a hint; here they are
-               divided like all others
+    uft        https://arxiv.org/abs/2505.16984: all n rollouts start from one hint, whose loss is
+               that of static. UFT's code averages this loss over the tokens of a hint; here it is
+               divided like the loss of all other tokens
 
     python -m experiments.relatives --method luffy
     python -m experiments.relatives --method uft --data train.jsonl --model Qwen/Qwen2.5-0.5B
@@ -27,7 +27,7 @@ import prefix_rft
 from eval import InputError, flag, run_script
 from prefix_rft import TOY
 
-# The flags of each. prefix_loss "all": no entropy clipping. schedule "none": the start is its own.
+# The flags that each method sets. prefix_loss "all": no entropy clipping. schedule "none": its own.
 METHODS = {
     "static": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "all"},
     "luffy": {"schedule": "none", "hybrids": 1, "prefix_loss": "all", "clip_ratio": 1e9},
@@ -39,13 +39,13 @@ STATIC_WEIGHT = 0.001                   # of -log p, in static and uft
 # ---- how a rollout starts -----------------------------------------------------------------------
 
 def whole_length(demo_length, low, high, rng):
-    """LUFFY: the demonstration is the rollout, and nothing is left to write. As prefix_length."""
+    """For prefix_length. LUFFY: the whole demonstration is the prefix; nothing is left to write."""
     return demo_length
 
 
 def hint_window(step, total_steps, high=0.95, low_end=0.05, schedule="none"):
-    """UFT: the probability p of a hint, twice; p falls from high to low_end along a cosine in 60 %
-    of the steps, then is 0. As prefix_window."""
+    """For prefix_window. UFT: low = high = p, the probability of each fifth of a hint. p falls from
+    high to low_end along a cosine over the first 60 % of the steps; then it is 0."""
     progress = step / total_steps
     if progress > 0.6:
         return 0.0, 0.0
@@ -54,8 +54,8 @@ def hint_window(step, total_steps, high=0.95, low_end=0.05, schedule="none"):
 
 
 def hint_length(demo_length, low, high, rng):
-    """UFT: as many fifths of the demonstration as five coins of probability low say; something is
-    left to write. As prefix_length."""
+    """For prefix_length. UFT: toss five coins, each heads with probability low. The hint has one
+    fifth of the demonstration per head, but leaves at least one token to write."""
     fifths = rng.binomial(5, low)
     return min(round(fifths / 5 * demo_length), demo_length - 1)
 
@@ -63,17 +63,17 @@ def hint_length(demo_length, low, high, rng):
 # ---- what the prefix teaches --------------------------------------------------------------------
 
 def static_advantage(adv, prefix, entropy, keep, how, generator):
-    """The advantage of a prefix token is STATIC_WEIGHT, whatever the reward. As entropy_clip."""
+    """For entropy_clip: every prefix token has advantage STATIC_WEIGHT, whatever the reward."""
     return adv.masked_fill(prefix, STATIC_WEIGHT)
 
 
 def static_loss(logp, adv):
-    """-A log p, so A is the weight of SFT's loss."""
+    """-A log p. This is the loss of SFT, weighted by A."""
     return -adv * logp
 
 
 def shaped_loss(logp, adv):
-    """LUFFY: -A p / (p + 0.1), without importance ratio."""
+    """LUFFY: -A p / (p + 0.1), without an importance ratio."""
     p = logp.exp()
     return -adv * p / (p + 0.1)
 
@@ -99,7 +99,7 @@ def main(flags):
     for name in ("schedule", "prefix_loss"):
         own = METHODS[flags.method][name]
         if getattr(flags, name) != own:
-            raise InputError(f"--{name}: --method {flags.method} has its own, leave the flag away")
+            raise InputError(f"--{name}: --method {flags.method} has its own; remove the flag")
     if flags.method == "luffy" and flags.hybrids in (-1, flags.n):
         raise InputError("--method luffy needs a rollout without a demonstration: lower --hybrids "
                          f"{flags.hybrids}")
