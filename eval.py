@@ -7,9 +7,10 @@ pass@k is the chance that one of k answers is right (2107.03374). The 95 % inter
 *problems* anew: n answers to one problem are not n independent facts.
 
 Read `evaluate` and, for what a model is shown and where its answer ends, `prompt_ids` to `encode`.
-The rest may be skipped: what a user can get wrong - a flag, a line of a file, a checkpoint, two runs
-in one folder - is met there, by an InputError: one sentence that says where, what, and how to mend
-it. `blame` makes such a sentence of a library's error; `at` and `writing` are two uses of it.
+The rest may be skipped: what a user can get wrong - a flag, a line of a file, a checkpoint, a
+second run in --out - is met there, by an InputError: one sentence that says where, what, and how
+to mend it. `blame` makes such a sentence of a library's error; `at` and `writing` are two uses of
+it.
 
 Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
