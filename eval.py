@@ -7,9 +7,10 @@ pass@k is the chance that one of k answers is right (2107.03374). The 95 % inter
 *problems* anew: n answers to one problem are not n independent facts.
 
 Read `evaluate` and, for what a model is shown and where its answer ends, `prompt_ids` to `encode`.
-The rest may be skipped: what a user can get wrong - a flag, a line of a file, a checkpoint, a second
-run in one folder - is met there, by an InputError: one sentence that says where, what, and how to
-mend it. `blame` makes such a sentence of a library's error; `at` and `writing` are two uses of it.
+The rest may be skipped: what a user can get wrong - a flag, a line of a file, a checkpoint, a
+second run in --out - is met there, by an InputError: one sentence that says where, what, and how
+to mend it. `blame` makes such a sentence of a library's error; `at` and `writing` are two uses of
+it.
 
 Left out: few-shot prompts, judges other than reward.py, several GPUs.
 
@@ -140,7 +141,7 @@ def parse_flags(Flags, argv=None, toy_defaults={}, methods={}):
 def run_script(main, Flags, toy_defaults={}, methods={}):
     """The last line of every script."""
     transformers.logging.set_verbosity_error()
-    # At every new shape cuDNN's attention takes a good part of a second, and micro-batches have many
+    # At every new shape cuDNN's attention takes a good part of a second; micro-batches have many
     torch.backends.cuda.enable_cudnn_sdp(False)
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()

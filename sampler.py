@@ -279,7 +279,6 @@ class Slots:
                 ends.append((text[-1], len(text) - 1))
             u[slot - len(busy), :sample.budget] = uniforms(seed, sample)
         slots = slice(len(busy), len(busy) + len(fresh))
-        # Few transfers: each waits for the device.
         ends = torch.tensor(ends, device=self.device).view(len(fresh), self.streams, 2)
         self.last[slots] = ends[:, :, 0]
         self.pos[slots] = ends[:, :, 1]
@@ -452,7 +451,6 @@ def limit_length(length, limit, what):
 
 def examine(model, length):
     """ValueError, naming the cause, if the slab cannot serve the model."""
-    # What a short text cannot show.
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     state = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
@@ -512,7 +510,10 @@ class Sampler:
         try:
             examine(model, length)
         except Exception as error:
-            raise ValueError(f"the sampler cannot serve {type(model).__name__}: {error}") from error
+            cause = error
+            if not isinstance(error, ValueError):
+                cause = f"its attention cannot be replaced ({error})"
+            raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}") from error
         self.model, self.streams = model, streams
         self.rows, self.length = rows, length
         self.every = 32 if model.device.type == "cuda" else 4       # tokens between looks

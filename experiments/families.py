@@ -59,7 +59,8 @@ LONG_ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] *
              "long_factor": [4.0] * 8, "original_max_position_embeddings": 40}
 # What single families need beside the sizes.
 MORE = {
-    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -82,7 +83,8 @@ MORE = {
 VARIANTS = {
     "llama4_text, full attention": ("llama4_text", {**MORE["llama4_text"],
                                                     "layer_types": ["full_attention"] * 4}),
-    "llama4_text, short chunks": ("llama4_text", dict(MORE["llama4_text"])),
+    "llama4_text, short chunks": ("llama4_text", {**MORE["llama4_text"],
+                                                  "attention_chunk_size": WINDOW}),
     "phi3, window": ("phi3", {"sliding_window": WINDOW}),
     "qwen2, no window": ("qwen2", {"use_sliding_window": False}),
 }

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -51,6 +52,18 @@ def test_different_answers():
     assert wrong(table(DIFFERENT), False) == []
 
 
+def test_families():
+    assert wrong(table(FAMILIES_SAME), True) == [] and wrong(table(FAMILIES_DIFFERENT), False) == []
+
+
+def test_labelled_families():
+    rows = read_rows("reward_cases_2.jsonl")
+    verdicts = reward.judge([(row["prediction"], row["gold"]) for row in rows])
+    paid = [row for row, verdict in zip(rows, verdicts) if verdict and not row["equal"]]
+    starved = [row for row, verdict in zip(rows, verdicts) if row["equal"] and not verdict]
+    assert paid == [] and len(starved) <= 0.01 * len(rows), starved
+
+
 def test_cheap_answers_earn_nothing():
     """Constants of ATTACKS against answer keys of GOLDS: what is paid must be in ALLOWED. All pairs
     take a minute, so it is every seventh; set ATTACK=all for all of them."""
@@ -75,7 +88,7 @@ def test_gsm8k_solutions_are_right_and_their_neighbours_wrong():
     answers = [int(row["answer"].replace(",", "")) for row in rows]
     assert rewards(solutions, list(map(str, answers))) == [1.0] * len(rows)
     assert rewards(solutions, [str(answer + 1) for answer in answers]) == [0.0] * len(rows)
-    assert reward.IDLE == {} or all(reward.cheap("7", str(answer)) is not None for answer in answers)
+    assert reward.IDLE == [] or all(reward.cheap("7", str(answer)) is not None for answer in answers)
 
 
 @pytest.mark.parametrize("text, content", [
@@ -137,28 +150,120 @@ def test_no_text_is_executed(tmp_path):
     assert not target.exists()
 
 
-def test_a_killed_or_stopped_worker_costs_no_other_case():
+def test_a_killed_or_stopped_worker_costs_no_case(monkeypatch):
     assert is_equiv("x+1", "1+x")
-    for worker in reward.IDLE[os.getpid()]:
-        worker.kill()
-        worker.wait()
+    for process, *_ in reward.IDLE:
+        os.killpg(process, signal.SIGKILL)
     assert reward.judge([("x+1", "1+x")] * 5) == [True] * 5
+    # who is stopped is replaced; the new ones get all the time that a busy machine needs
+    stop = reward.stop
+    monkeypatch.setattr(reward, "PATIENCE", 3)
+    monkeypatch.setattr(reward, "stop", lambda worker: (stop(worker), setattr(reward, "PATIENCE", 100)))
+    for process, *_ in reward.IDLE:
+        os.killpg(process, signal.SIGSTOP)
+    assert reward.judge([("x+2", "2+x")] * 5) == [True] * 5
+
+
+def reader_of(process):
+    return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[0])
 
 
 def test_a_worker_killed_while_it_starts_is_replaced(monkeypatch):
     killed = []
 
-    def popen(*args, **options):
-        worker = subprocess_popen(*args, **options)
+    def spawn(*args, **options):
+        process = posix_spawn(*args, **options)
         if not killed:
-            killed.append(worker)
-            worker.kill()
-        return worker
+            killed.append(process)
+            os.kill(process, signal.SIGKILL)
+        return process
 
-    subprocess_popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    monkeypatch.setattr(reward, "IDLE", {})
+    posix_spawn = os.posix_spawn
+    monkeypatch.setattr(os, "posix_spawn", spawn)
+    monkeypatch.setattr(reward, "IDLE", [])
     assert is_equiv("x+1", "1+x") and killed
+
+
+FORTY_HARD = r"""
+import reward, sys
+reward.rewards([r"\boxed{y=(%d+x+z+w)^{200}}" % k for k in range(40)], ["y=(%d+x+z+w)^{201}" % k for k in range(40)])
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_owner_in_mid_batch(how):
+    """Killed or interrupted; and a forked sibling, which holds a copy of all that is open, does not matter."""
+    code = FORTY_HARD.replace("import reward, sys", """
+import os, reward, signal, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+reward.is_equiv("x+1", "1+x")
+def sibling():
+    time.sleep(1)
+    if os.fork() == 0:
+        print(*[os.getpid(), *(process for process, *_ in workers)], flush=True)
+        time.sleep(60)
+        os._exit(0)
+workers = list(reward.IDLE)
+threading.Thread(target=sibling).start()
+""")
+    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL)
+    sibling, *workers = map(int, owner.stdout.readline().split())
+    try:
+        begun = time.monotonic()
+        owner.send_signal(how)
+        owner.wait(30)
+        while any(map(alive, workers)) and time.monotonic() < begun + 30:
+            time.sleep(0.05)
+        assert workers and not any(map(alive, workers)) and alive(sibling)
+    finally:
+        os.kill(sibling, signal.SIGKILL)
+        owner.stdout.close()
+
+
+@pytest.mark.parametrize("before, words", [
+    ("signal.signal(signal.SIGCHLD, signal.SIG_IGN)", ""),
+    ("sys.executable = ''", ""),
+    ("atexit.register(lambda: print(reward.is_equiv('x+2', '2+x'), reward.is_equiv('x', 'y'))); print('True', 'False'); sys.exit()", ""),
+    ("del os.fork; sys.modules['resource'] = None", "fork"),
+    ("sys.executable = '/bin/false'", "without a worker")])
+def test_owners_of_all_kinds(before, words):
+    """SIGCHLD ignored, no executable, at exit; without fork or a worker one sentence, and no traceback."""
+    code = f"""
+import atexit, os, signal, sys
+sys.path.insert(0, '.')
+if 'fork' in {before!r}: {before}
+import reward
+if 'fork' not in {before!r}: {before}
+print(reward.is_equiv('x+1', '1+x'), reward.is_equiv('x+1', '2+x'))
+"""
+    process = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, text=True,
+                             capture_output=True, timeout=100)
+    first = process.stdout.split("\n")[0]
+    assert first == ("False False" if words else "True False"), process.stderr
+    assert "Traceback" not in process.stderr and "ResourceWarning" not in process.stderr
+    assert process.stdout.count("True False") == 1 + ("atexit" in before) - bool(words)
+    assert (words in process.stderr) if words else process.stderr == ""
+
+
+def test_plain_numbers_need_no_worker_and_nan_is_no_answer():
+    code = "import os, sys; del os.fork; sys.modules['resource'] = None; import reward; " \
+           "print(reward.rewards([r'\\boxed{0.50}', r'\\boxed{5}'], ['1/2', '6']))"
+    process = run(code)
+    assert process.stdout == "[1.0, 0.0]\n" and process.stderr == ""
+    assert not any(is_equiv(text, text) for text in ("nan", "NaN", r"\text{nan}"))
+
+
+def test_a_starved_worker_costs_no_case():
+    """The limit is the reader's processor time: a pause of twice LIMIT in mid-case changes nothing."""
+    assert is_equiv("x+1", "1+x")
+    process = reward.IDLE[-1][0]
+    reader = reader_of(process)
+    os.kill(reader, signal.SIGSTOP)
+    timer = threading.Timer(2 * reward.LIMIT, os.kill, (reader, signal.SIGCONT))
+    timer.start()
+    assert is_equiv("x+3", "3+x") and alive(reader)
+    timer.join()
 
 
 def test_threads():
@@ -196,7 +301,7 @@ def test_a_notebook_and_a_lower_limit_of_memory():
     resource_limit = 900 << 20
     code = ("import resource; resource.setrlimit(resource.RLIMIT_AS, ({0}, {0}))\n"
             "scope = {{'__name__': 'cell'}}\nexec(open('reward.py').read(), scope)\n"
-            "print(scope['is_equiv']('x+1', '1+x'), *[w.pid for v in scope['IDLE'].values() for w in v])")
+            "print(scope['is_equiv']('x+1', '1+x'), *[worker[0] for worker in scope['IDLE']])")
     process = run(code.format(resource_limit))
     verdict, *pids = process.stdout.split()
     assert verdict == "True" and process.stderr == "" and pids
@@ -215,7 +320,7 @@ def alive(pid):
 
 def test_import_is_light():
     process = run("import sys, reward; print(reward.is_equiv('0.50', '1/2'), 'sympy' in sys.modules, reward.IDLE)")
-    assert process.stdout == "True False {}\n", process.stderr
+    assert process.stdout == "True False []\n", process.stderr
 
 
 @pytest.mark.parametrize("arguments, code, words", [
@@ -973,7 +1078,7 @@ x=5   x=5\text{ or }x=6
 5   5+0.001   5+\epsilon   5+C   5+x   c   5c   5y   5 y   \frac{x}{x}\cdot 6   a=5, b=6
 6   [5,5]   (5   5x^0   ?5
 5\text{ cm}   5\%
-3   \text{negative }3   \text{minus }3   \text{twice }3   \text{half of }3   \text{square root of }3   3\text{ plus one}   3\text{ dozen}   3\text{ squared}   3\text{ cubed}   \text{a third of }3   3\text{ times }2   3\text{ is wrong, the answer is }4   \text{thrice }3   3\text{ halves}   3\text{ thirds}   3\text{ fifths}   3\text{ hundred}   3\text{ thousand}   \text{double }3   \text{opposite of }3   \text{reciprocal of }3   3\text{ factorial}   \text{the negative of }3   \text{log }3   3\text{ over }4   3\text{ less than }5   3\text{ more than }x   \text{not }3   3\text{ or so}   3\text{ or }4   3\text{ and }4   3\text{ percent of }5   \text{cube of }3   3\text{ mod }2   3\text{rd}   3\text{rd root}   3\text{ tens}   3\text{ ones}   3\text{ millions}   3\text{ gross}   3\text{ score}   3\text{ pairs}   3\text{ to the }2   3\text{ choose }2   3\text{ to }5   3\ldots   3?   \text{approximately }3   \text{almost }3   \text{under }3   3\text{ minus 1}   3\text{ doubled}   3\text{ twice}   3\text{ negative}   3\text{ wrong}   3 \text{ nots}   \text{inverse of }3   3\text{ plus}   3\text{ times}   3\text{ less}   3+\text{ something}   3\text{ k}   3\text{K}   3\text{M}   3\text{ M}   3!   3\%\%   3 3   3^{}   3_2   3°C°   \overline{3}   \hat{3}   \vec 3   \text{neg }3   3\text{ base }4   \sqrt 3   3\pi   3e   3i   3x   \text{3 is not the answer}   \text{one more than }3   \text{between 2 and }4   \text{greater than }3   3<4   3=4   x=3=4   3\ne 4   3\in\{3,4\}   (3,3)   [3,3]   \{3,3\}   3,3   3;3   \pm3   \mp3   +-3   3-   3+   3\cdot   \cdot 3
+3   \text{negative }3   \text{minus }3   \text{twice }3   \text{half of }3   \text{square root of }3   3\text{ plus one}   3\text{ dozen}   3\text{ squared}   3\text{ cubed}   \text{a third of }3   3\text{ times }2   3\text{ is wrong, the answer is }4   \text{thrice }3   3\text{ halves}   3\text{ thirds}   3\text{ fifths}   3\text{ hundred}   3\text{ thousand}   \text{double }3   \text{opposite of }3   \text{reciprocal of }3   3\text{ factorial}   \text{the negative of }3   \text{log }3   3\text{ over }4   3\text{ less than }5   3\text{ more than }x   \text{not }3   3\text{ or so}   3\text{ or }4   3\text{ and }4   3\text{ percent of }5   \text{cube of }3   3\text{ mod }2   3\text{rd}   3\text{rd root}   3\text{ tens}   3\text{ ones}   3\text{ millions}   3\text{ gross}   3\text{ score}   3\text{ to the }2   3\text{ choose }2   3\text{ to }5   3\ldots   3?   \text{approximately }3   \text{almost }3   \text{under }3   3\text{ minus 1}   3\text{ doubled}   3\text{ twice}   3\text{ negative}   3\text{ wrong}   3 \text{ nots}   \text{inverse of }3   3\text{ plus}   3\text{ less}   3+\text{ something}   3\text{ k}   3\text{K}   3\text{M}   3\text{ M}   3!   3\%\%   3 3   3^{}   3_2   3°C°   \overline{3}   \hat{3}   \vec 3   \text{neg }3   3\text{ base }4   \sqrt 3   3\pi   3e   3i   3x   \text{3 is not the answer}   \text{one more than }3   \text{between 2 and }4   \text{greater than }3   3<4   3=4   x=3=4   3\ne 4   3\in\{3,4\}   (3,3)   [3,3]   \{3,3\}   3,3   3;3   \pm3   \mp3   +-3   3-   3+   3\cdot   \cdot 3
 4   2:3   x:x   \{4,4\}   1\in\{4\}
 3:4   0:0   5:0   0:4   x<x
 7:0   5:0
@@ -981,4 +1086,267 @@ x=5   x=5\text{ or }x=6
 \emptyset   (3,2)   x<x   x\ne x   2<x<1
 (3,2)   x<x   x\ne x   \emptyset   2<x<1   x>3
 (23, 0)   (0, 23)   (23, 1)   23,0   \{23,0\}   (23)   23
+"""
+
+FAMILIES_SAME = r"""
+2A_{\text{16}}   2A_{16}
+132_5   132_{\text{five}}
+0.12_3   0.12_{(3)}
+1101_{2}   (1101)_2
+\binom{n}{k}   {n \choose k}
+21   \dbinom{7}{2}
+15   {6\choose 2}   15\text{ acres}
+\text{7:15 AM}   7:15 a.m.
+\text{8:00 PM}   8\text{ p.m.}
+\text{March 3}   \text{March 3rd}
+12:05\text{ pm}   \text{12:05 P.M.}
+12   \color{blue}{12}   12 (red balloons)   12\text{ N/m}
+x+1   \textcolor{red}{x+1}
+7   {\color{blue} 7}   \max f(x)=7   7\text{ different values}   \text{Final answer: }7
+0.75   \Large \frac{3}{4}
+9   \underline{\underline{9}}   9 \text{ possible outcomes}
+8   \underbrace{8}   8 slices of pizza   8\text{ teaspoons}
+x \equiv 4 \mod 9   x\equiv 4\pmod{9}
+x\equiv 2\pmod 5   x\equiv2 (\bmod 5)
+x=\frac{\pi}{6}+2k\pi, k\in\mathbb Z   x=2\pi k+\frac{\pi}{6},\ k\in\mathbb{Z}
+n\pi+\frac{\pi}{2}, n\in\mathbb{Z}   \frac{\pi}{2}+n\pi
+30^{\circ}15^{\prime}   30^\circ 15'
+2\text{ hours and }5\text{ minutes}   2\text{ hr }5\text{ min}
+6\text{ feet }2\text{ inches}   6\text{ ft }2\text{ in}
+35^\circ 30'   35.5^\circ
+\sqrt{25x-20000}   5\sqrt{x-800}
+4\ln(x-600)   \ln((x-600)^4)
+\sqrt{-4x-2800}   2\sqrt{-x-700}
+x=1\text{ or }y=2-\frac{x}{2}   x+2y-4=0 \text{ or } x=1
+x+y=0\text{ and }x-y=0   y=x, y=-x
+3x-y=0, x+y=1   y=3x\text{ and }y=-x+1
+-\lfloor -x\rfloor   \lceil x\rceil
+\lceil n/2\rceil   \left\lfloor\frac{n+1}{2}\right\rfloor   n-\lfloor n/2\rfloor
+12+x   x+12
+1+f(x)   f(x)+1
+g(t)\cdot 2   2g(t)
+f(b+a)   f(a+b)
+[10,250]   10\le x\le 250
+(3,450)   (3, 450)
+[0,720)   [0, 720)
+x\ne100   (-\infty,100)\cup(100,\infty)
+\{256, 4\}   \{4,256\}
+(5,125)   x=5,y=125
+144   \textbf{(A)}\ 144
+\frac23   (E)\ \frac{2}{3}   0.\dot{6}
+x^2+1   \textbf{(D) } x^2+1   f(x)=x^2+1
+\textbf{(D)}\ 18   D
+BC   B, C
+AC   A and C
+ACE   A,C,E
+e^{tk}   e^{kt}
+-2e^{at}+3   3-2e^{at}
+\frac{abc}{ca+ab+bc}   \frac{abc}{ab+bc+ca}
+2+5\mathrm{e}   5e+2
+1+si   is+1
+(3e-2)^{-1}   \frac{1}{3e-2}
+ta+eb   be+at
+\cos t-i\sin t   e^{-it}
+\frac34   \tan\alpha=\frac{3}{4}   \frac{3}{4}\text{ cup}
+\frac25   P(A|B)=\frac{2}{5}
+\sqrt5   |\overrightarrow{AB}|=\sqrt5
+3.5   E(X)=3.5
+\frac12   \cos\angle BAC=\frac12   m_{AB}=\frac12   \text{Ans: }\frac12   \boxed\frac{1}{2}
+6   S_{\triangle ABC}=6   6\text{ students}
+\frac14   P(X=2)=\frac14
+2   \lim_{x\to0}f(x)=2
+30   30 (pieces of candy)
+1   1 egg   1\text{ solution}
+16   16 \text{ left triangles}
+14   14\text{ right triangles}
+45   45 (miles per gallon)
+20   20\text{ (people)}   20\text{ mol/L}   EUR 20
+3   3 \text{ real solutions}   3\text{ MHz}
+100 \text{ bags}   100 (bags)
+x\neq 3   \mathbb{R}\setminus\{3\}
+(-\infty,0)\cup(0,\infty)   \mathbb{R}-\{0\}
+x\ne5   \text{all real numbers except }5
+\mathbb{R}\setminus\{-1\}   x\in\mathbb{R},x\ne-1
+\mathbb{R}\setminus\{1,2\}   x\neq 1,2
+(-\infty,4)\cup(4,\infty)   \{x\mid x\ne 4\}
+\mathbb Z   \mathbb{Z}
+\text{natural numbers}   \mathbb{N}
+4500x   4,500x
+12000   12,000\text{ cm}
+9000(1.02)^t   9,000(1.02)^t
+1250   \$1,250
+1500\sqrt2   1,500\sqrt{2}
+\begin{cases} x^2 & x\ge 0 \\ 0 & x<0\end{cases}   \begin{cases} x^2, & \text{if } x\ge 0, \\ 0, & \text{if } x<0.\end{cases}
+\begin{cases} 1 & t>1\\ t & t\le1\end{cases}   \begin{cases} 1 & \text{for } t>1\\ t & \text{for }t\le1\end{cases}
+mg\cos\theta   gm\cos\theta
+\frac{g k}{m}   \frac{kg}{m}
+\frac13 ml^2   \frac{m l^2}{3}
+2cd   2 c d
+\frac{mv^2}{2}   \frac{1}{2}mv^2
+mg\mu   \mu mg
+2<x<5   x\in(2,5)
+\frac{1}{2}   0.5
+\frac{1}{\sqrt2}   \frac{\sqrt{2}}{2}
+\frac{\sqrt3}{2}   sqrt(3)/2
+2,3,5   2, 3, and 5
+1, 3, \dots, 2n-1   1,3,\ldots,2n-1
+(1,3)   E=(1,3)
+75\%   75%
+\frac{4}{33}   0.\dot{1}\dot{2}
+0.\overline{123}   0.\dot{1}2\dot{3}
+\frac{37}{30}   1.2\dot 3
+\frac{\sqrt7+5}{2}   x = \frac{5 + \sqrt{7}}{2}
+144\pi   144\pi \text{ square inches}
+\{0,1,2,3\}   \{x\in\mathbb{Z}\mid 0\le x\le 3\}
+\{n \mid n\in\mathbb{N}, n<4\}   \{n \mid n\in\mathbb{N}, n<4\}
+(3,\infty)   \{x\in\mathbb{R} : x>3\}
+(5,6)   \begin{cases}x=5\\y=6\end{cases}
+(1,2,3)   \begin{cases} a=1, \\ b=2, \\ c=3. \end{cases}
+(3,-1)   \left\{\begin{array}{l}x=3\\y=-1\end{array}\right.   x=3 \text{ and } y=-1
+x=1,y=2   \begin{aligned} x&=1\\ y&=2 \end{aligned}
+(1,2),(2,1)   x=1,y=2\text{ or }x=2,y=1
+(0,1),(1,0)   (x,y)=(0,1) \text{ or } (1,0)
+(4,9)   x=4\quad y=9
+300   300\text{ K}
+1.6\times10^{-19}   1.6\times10^{-19}\text{ C}
+47   47\,\Omega
+90\text{ km/h}   90\text{ km/hr}   90\text{ kph}
+5   5\,\mathrm{GPa}
+2.2   2.2\ \mathrm{\mu F}
+4   4\text{ Wb}   \text{Therefore, }x=4
+7\text{ lb}   7\text{ lbs}
+9\,\Omega   9\text{ ohms}
+2\mathbf{i}-\mathbf{j}   2\hat{i}-\hat{j}
+\mathbf{v}   \vec{v}
+\phi+1   \varphi+1
+\vec{AB}   \overrightarrow{AB}
+l^2   \ell^2
+-3   3\operatorname{cis}\pi   \text{The answer is }-3
+\left\langle 2, -1\right\rangle   \langle 2,-1\rangle
+2^{2\cdot 3^{15}}   4^{3^{15}}
+10^{150000}   1000^{50000}
+[0,2)   \text{Answer: }[0,2)
+0.25   \text{The answer is }.25
+\{1,3\}   The answer is \{1,3\}
+\sqrt2   \text{The value is }\sqrt{2}
+(1,2]   \text{The solution is }(1,2]
+|k|   \text{The area is }|k|
+"""
+
+FAMILIES_DIFFERENT = r"""
+0.12_4   0.21_4
+0   0.0101_2   \binom{n}{80}   \lfloor\frac{x^2}{10^6}\rfloor   f(0)
+6_{7}   110_2
+45_9   45_8
+\binom{8}{4}   {8\choose 3}
+\binom{n}{k}   {n\choose k+1}
+7:15\text{ am}   7:15\text{ pm}
+\text{7:15 AM}   \text{7:51 AM}
+\text{March 3}   \text{March 30}   \text{May 3}
+13   \color{blue}{12}   12 (red balloons)
+5   \small 4   \pm 5   \text{The answer is not }5
+y   \underline{x}
+x\equiv 4\pmod 9   x\equiv 4\pmod{8}   x\equiv 5\pmod{9}   4
+x=\frac{\pi}{6}+2k\pi, k\in\mathbb Z   x=\frac{\pi}{6}+k\pi,k\in\mathbb{Z}
+30^\circ 15'   30^\circ 16'   30^\circ
+6\text{ feet }2\text{ inches}   6\text{ ft }3\text{ in}   12\text{ ft }
+5\sqrt{x-800}   6\sqrt{x-800}
+4\ln(x-600)   \ln(x-600)
+\sqrt{x-700}   \sqrt{x-701}
+3x-y=0, x+y=1   y=3x\text{ and }y=-x+2   y=3x
+x=1\text{ or }x=y   x=1
+\lfloor x\rfloor   \lfloor x+1/2\rfloor
+\lfloor n/2\rfloor   \lfloor n/3\rfloor
+\lfloor\frac{n}{3}\rfloor   \lfloor\frac{n+1}{3}\rfloor
+\lfloor\sqrt{n}\rfloor   \lfloor\sqrt{n+1}\rfloor
+x+50   |x+50|
+300-x   |300-x|
+1   \frac{|x-2000|}{2000-x}   \operatorname{cis}\frac{\pi}{2}
+x   \max(x,-100)
+n^2   n^2+\binom{n}{45}
+2500-x   \sqrt{(x-2500)^2}
+3f   f(3)
+yt   y(t)
+f(x)   g(x)
+f(g(x))   f(x)g(x)
+-f(x)   f(-x)
+P(B)   P(A)
+2\phi(n)   \phi(2n)
+h(1)e^{-kt}   h(0)e^{-kt}
+n\Gamma   \Gamma(n)
+[0,720)   [0,720]
+(3,450)   3450
+[10,250]   (10,250)
+\{4,256\}   4256
+(1,4)\cup(4,200)   (1,4)\cup(4,200]
+(1,100,200)   (1,100,201)   1100200
+(5,125)   (5,215)
+(2,305^\circ)   (2,350^\circ)
+4256,1   4,256
+145   \textbf{(A)}\ 144
+\frac23   (E)
+ACE   A,C
+AB   CA
+(A), (b), (c), (d)   A
+C   A, B, C, D, E
+(C) 4   (B) 4
+e^{-kt}   e^{kt}
+\frac{1}{0.03}   \frac{1}{3e-2}
+at-be   at+be
+e^{it}   e^{is}
+4   |\vec b|=5   4\text{ squared}
+\frac34   \tan\alpha=\frac43
+\frac35   P(A|B)=\frac{2}{5}
+\cos x=1   \sin x=1
+2x   \frac{dy}{dx}=x^2
+3   3\text{ more than }5   3\text{ or }4\text{ apples}
+5\text{ pears}   5\text{ apples}
+2   2\text{ dozen eggs}
+7   7\text{ hundred people}
+10   10\text{ divided by 2}
+6   6\text{ wrong}
+\mathbb{R}\setminus\{3\}   \mathbb{R}
+\mathbb{R}\setminus\{1,2\}   x\ne1
+\mathbb{R}   \mathbb{Q}
+x\ne-5   \text{all real numbers except }5
+4,500y   4,500x
+135,000\text{ kg}   135,000\text{ cm}
+8,000e^t   8,000
+3,000   3,0
+2,000   2,000\pi
+1,500\sqrt2   1,500\sqrt{3}
+4,100k   4,1
+\frac{7\sqrt{3}}{4}   \frac{7\sqrt{3}}{5}
+2x^3-5x-1   2x^3-5x+1
+\begin{cases} x^2 & x\ge 0 \\ 0 & x<0\end{cases}   \begin{cases} x^2 & x> 0 \\ 1 & x<0\end{cases}   x^2
+mg\cos\theta   \cos\theta
+\frac13 ml^2   \frac13
+\frac{km}{r}   \frac{1}{r}
+mg   m
+\frac{v^2}{m}   \frac{v^2}{g}
+a   \frac{a}{s}
+1,2   1,2,3
+(\pi,1)   (1,\pi)
+\frac{2}{3^{100}}   \frac{2}{3^{101}}
+0.6   0.\dot{6}
+0.\dot{1}\dot{2}   0.1\dot{2}
+[0,3]   \{x\in\mathbb{Z}\mid 0\le x\le 3\}
+(-\infty,9)   \{x\in\mathbb{N}: x<9\}
+\{0,1,2,3\}   \{x\in\mathbb{Z}\mid 0\le x\le 4\}
+(5,6)   \begin{cases}x=6\\y=5\end{cases}
+(1,2),(2,1)   x=1,y=2\text{ or }x=2,y=2
+\left\{\begin{array}{l}x=3\\y=-1\end{array}\right.   (3,1)
+5\text{ Pa}   5\text{ kPa}
+3\text{ kHz}   3\text{ MHz}
+10\text{ mm}   10\text{ nm}
+4\text{ m/s}^2   4\text{ m/s}
+48   47\,\Omega
+2\mathbf{i}-\mathbf{j}   2\hat{i}+\hat{j}
+\vec{v}   \vec{u}
+2^{3^{15}}   4^{3^{15}}
+7^{7^{8}}   7^{7^{7}}
+2^{10^{6}}   2^{10^{6}}+1
+[0,2]   \text{The answer is }[0,2)
+9   \text{Answer: }8
+|x|   \text{The answer is }x
 """
