@@ -136,6 +136,7 @@ def token_stats(model, ids, mask, temperature=1.0, want=None, stats=logp_entropy
     targets = ids[:, 1:][wanted]                                           # (N,)
 
     def chunk_stats(hidden, targets):
+        # head() hands the model `hidden` in an output of the class that its backbone returns.
         logits = head(model, backbone, hidden, type(output)).float()       # (n, V)
         if temperature != 1:
             logits = logits / temperature

@@ -249,6 +249,7 @@ class Writer:
 
     def heading_end(self, tokens):
         """`halt` for an analysis: its length with the heading, after which the retelling begins."""
+        # The sampler asks after every few tokens; the heading itself is shorter than 16.
         for end in range(max(0, len(tokens) - 32), len(tokens) + 1):
             if self.has_heading(tokens[:end]):
                 return end
@@ -258,28 +259,27 @@ class Writer:
         """Whether an analysis ends with the heading of the retelling."""
         return HEADING in self.tokenizer.decode(tokens[-16:])
 
-    def analyse(self, problems, pairs):
-        """Let the model analyse every reference, greedily [code]. Add each analysis to its hinted
-        context in `pairs` -> for every problem None, or a dropped trajectory if the model never
-        reached the heading (the authors drop it, too)."""
-        analyses = self.write(self.alone, [hinted for hinted, _ in pairs], 0, halt=self.heading_end)
-        rows = [None] * len(problems)
-        for i, analysis in enumerate(analyses):
-            hinted, plain = pairs[i]
-            pairs[i] = hinted + analysis.tokens, plain
-            if not self.has_heading(analysis.tokens):
-                [rows[i]] = self.judge([problems[i]], [analysis], "hinted")
-                rows[i]["dropped"] = "unfinished analysis"
-        return rows
-
     def retell(self, problems, beta):
         """Hinted decoding -> one trajectory per problem."""
         flags = self.flags
         pairs = [contexts(self.tokenizer, problem, flags.analysis) for problem in problems]
         rows = [None] * len(problems)
+        ready = list(range(len(problems)))               # which problems can be retold
         if flags.analysis:
-            rows = self.analyse(problems, pairs)
-        ready = [i for i, row in enumerate(rows) if row is None]
+            # First the model analyses every reference, greedily [code], up to the heading.
+            hinted = [hinted for hinted, _ in pairs]
+            analyses = self.write(self.alone, hinted, 0, halt=self.heading_end)
+            ready = []
+            for i, analysis in enumerate(analyses):
+                if self.has_heading(analysis.tokens):
+                    pairs[i] = hinted[i] + analysis.tokens, pairs[i][1]
+                    ready.append(i)
+                else:
+                    # There is nothing to go on from. The authors drop it, too.
+                    row = self.judge([problems[i]], [analysis], "hinted")[0]
+                    rows[i] = {**row, "dropped": "unfinished analysis"}
+
+        # Then it retells the references, with both streams.
         if ready:
             combine = hinted_combine(self.table, beta, flags.gate)
             texts = self.write(self.mixed, [pairs[i] for i in ready], flags.temperature,
