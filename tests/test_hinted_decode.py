@@ -426,7 +426,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(retold, tmp_path):
     with pytest.raises(InputError, match="flags"):
         hd.main(parsed(*argv, "--resume", "--beta", 1))
     half = path.read_bytes()
-    for text in (half.replace(b'"answer": "(', b'"answer": "(1', 1), b"{}\n", b"[]\n", b"{oops\n"):
+    for text in (half.replace(b'"answer": "(', b'"answer": "(1', 1), b"{}\n", b"[[]]\n", b"{oops\n"):
         path.write_bytes(text)
         with pytest.raises(InputError, match="trajectories.jsonl"):
             hd.main(parsed(*argv, "--resume"))
