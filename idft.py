@@ -20,9 +20,9 @@ Two things break silently, and each has a test. The weight must be detached: if 
 through it, the update changes its sign for p < e^(-1/gamma). This happened to the authors' own code
 until March 2026 (commit eb0f3e7 of their repository). And the loss must be divided once, by the
 token count of the whole step: a mean of micro-batch means gives tokens in short micro-batches more
-weight. It is the smaller of two bugs that https://arxiv.org/abs/2604.23747 found under published SFT
-baselines: 48.3 became 49.1 without it. The larger was an optimizer offload that kept only the first
-micro-batch: 48.3 became 53.4 without that.
+weight. It is the smaller of two bugs that https://arxiv.org/abs/2604.23747 found under published
+SFT baselines: 48.3 became 49.1 without it. The larger was an optimizer offload that kept only the
+first micro-batch: 48.3 became 53.4 without that.
 
 Left out: LoRA, sequence packing, several GPUs (bridges/). At first reading skip what follows the
 training loop: checkpoints, log and --resume. prefix_rft.py shares it, and the optimizer step.
