@@ -7,8 +7,8 @@ false negative starves learning, a hang stops the run, an `eval` hands the machi
    read becomes sympy objects through Python operators, with bounds on powers and factorials.
 2. Two formulas are the same if their difference vanishes at random points (Schwartz-Zippel), near
    and far, to as many digits as that takes. Nothing is ever "simplified".
-3. This happens in a worker process, where the kernel gives a case LIMIT seconds and MEMORY bytes: a
-   case that needs more is killed and earns 0. Equal strings and plain numbers take microseconds.
+3. This happens in a worker process: a case that needs more than LIMIT seconds or MEMORY bytes earns
+   0. Equal strings and plain numbers need no worker, and take microseconds.
 
 Glossary: `prediction` what stands in the box; `gold` the answer key; `node` what was read.
 Where mathematics leaves a choice: 0.33 is not 1/3; n% is n or n/100; log has base 10 or e; an odd
@@ -21,7 +21,7 @@ Left out: numbers in words, conversion of units, determinants, integrals, limits
     python reward.py 'so \boxed{\frac{1}{2}}' 0.5    # what was read on both sides, and the verdict
 """
 
-import json, math, mmap, os, re, select, signal, sys, unicodedata, warnings
+import json, math, os, re, signal, sys, unicodedata, warnings
 from fractions import Fraction
 from functools import lru_cache
 from itertools import product
@@ -72,13 +72,12 @@ def extract_answer(text):
             last = (token.start(), token.start(1), content_end, token.end())
         elif token[0] == "}" and groups:
             start, inside = groups.pop()
-            box_inside = last[0] >= inside and not text[inside:last[0]].strip()
-            if start >= 0 and box_inside and not text[last[3]:token.start()].strip():
-                last = (start, last[1], last[2], token.end())
+            alone = start >= 0 and last[0] >= inside and not text[inside:last[0]].strip()
+            if alone and not text[last[3]:token.start()].strip():
+                last = (start, last[1], last[2], token.end())        # a box in a box
             elif start >= 0:
                 last = (start, inside, token.start(), token.end())
-    never_closed = any(start > last[0] for start, _ in groups)
-    if never_closed:
+    if any(start > last[0] for start, _ in groups):
         return None
     return text[last[1]:last[2]].strip() or None
 
@@ -88,9 +87,6 @@ def judge(cases):
     unclear = [case for case in known if known[case] is None]
     known.update(zip(unclear, ask(unclear)))
     return [known[case] for case in cases]
-
-# ---------------------------------------------------------------------------- the cheap path
-# Takes two texts; gives True or False where that is certain without reading on, else None.
 
 def cheap(prediction, gold):
     """True or False where that is certain without reading on, else None."""
@@ -109,16 +105,15 @@ def cheap(prediction, gold):
     a, b = prediction.replace(", ", ","), gold.replace(", ", ",")
     if POINT.fullmatch(a) and POINT.fullmatch(b) and a.count(",") == b.count(","):
         return a == b
-    if max(len(prediction), len(gold)) <= MAX_CHARS:
-        return None
-    return False
+    too_long = max(len(prediction), len(gold)) > MAX_CHARS
+    return False if too_long else None
 
 # ---------------------------------------------------------------------------- workers
 # Takes (prediction, gold) pairs; gives verdicts. A worker, `python reward.py --worker`, is a fresh
-# interpreter, which minds neither threads nor CUDA in this one. It forks a reader, to which a case
-# is a line of JSON; a verdict is a byte. The kernel kills a reader after LIMIT seconds of its own
-# processor time, so a busy machine kills no honest case; the worker then answers 0 and forks again.
-# Whoever loses the other end of its pipe ends: a killed owner leaves nothing behind.
+# interpreter, which minds neither threads nor CUDA in this one. A case goes in as a line of JSON, a
+# verdict comes out as a byte; so does the signal that a case has had LIMIT seconds of processor
+# time (its own, so a busy machine fails no honest case). Whoever loses the other end of its pipe
+# ends: a killed owner leaves nothing behind.
 
 IDLE = []       # workers without a case: (process id, pipe of cases, pipe of verdicts)
 PIPES = set()   # the pipes of all workers
@@ -137,17 +132,17 @@ def ask(cases):
                     os.write(worker[1], json.dumps(cases[number]).encode() + b"\n")
                 except BrokenPipeError:  # it is dead, and its other pipe says so at once
                     pass
-            # a byte is a verdict; none, not even the end of the pipe, comes from who is stopped
+            # no byte, not even the end of the pipe, comes from a worker that is stopped
             for pipe in wait(list(busy), PATIENCE) or list(busy):
                 worker, number = busy.pop(pipe)
                 byte = os.read(pipe, 1) if wait([pipe], 0) else b""
-                if byte:
-                    verdicts[number], answered = byte == b"1", True
+                verdicts[number], answered = byte == b"1", answered or byte != b""
+                if byte in (b"0", b"1"):
                     IDLE.append(worker)
                     continue
                 stop(worker)
                 tries[number] += 1
-                if tries[number] < 3:
+                if not byte and tries[number] < 3:
                     waiting.append(number)
                 elif not answered:
                     waiting.clear()
@@ -178,16 +173,15 @@ def start():
     return process, cases, verdicts
 
 def stop(worker):
-    """Kill a worker and its reader."""
     process, *pipes = worker
     PIPES.difference_update(pipes)
     for pipe in pipes:
         os.close(pipe)
-    for call_system in (os.killpg, os.kill, os.waitpid):
-        try:
-            call_system(process, 0 if call_system is os.waitpid else signal.SIGKILL)
-        except OSError:                  # not yet a group, gone, or SIGCHLD is ignored here
-            pass
+    try:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    except OSError:                      # gone already, or SIGCHLD is ignored here
+        pass
 
 def forget():
     """A forked process leaves its parent's workers alone, and does not keep them alive."""
@@ -200,46 +194,26 @@ if hasattr(os, "fork"):
     os.register_at_fork(after_in_child=forget)
 
 def work():
-    """The worker: it keeps a reader alive for as long as its owner lives."""
-    os.setsid()                                                  # Ctrl-C is the owner's
-    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGPROF):
-        signal.signal(number, signal.SIG_DFL)                    # whatever the owner ignores
+    """The worker: cases in, verdicts out. After 1,000 it makes room for one with fresh memory."""
+    os.setsid()                                            # Ctrl-C is the owner's
+    for number in (signal.SIGPIPE, signal.SIGVTALRM):      # these kill, whatever the owner ignores
+        signal.signal(number, signal.SIG_DFL)
     load_sympy()
-    compare("x^2<4", "(-2,2)")                                   # imports what sympy imports late
+    compare("x^2<4", "(-2,2)")                             # imports what sympy imports late
     limit_memory()
-    sys.set_int_max_str_digits(0)                                # MAX_CHARS bounds them
-    reading = mmap.mmap(-1, 1)                                   # 1 while a case is read
-    while True:
-        pulse, held_by_reader = os.pipe()
-        reader = os.fork()
-        if reader == 0:
-            os.close(pulse)
-            read_cases(reading)
-        os.close(held_by_reader)
-        # a pipe reports when its other end is closed: the reader's or the owner's
-        watch = select.poll()
-        watch.register(pulse, 0)
-        watch.register(0, 0)
-        if 0 in dict(watch.poll()):
-            os.kill(reader, signal.SIGKILL)
-            os._exit(0)
-        os.close(pulse)
-        os.waitpid(reader, 0)
-        if reading[0]:
-            reading[0] = 0
-            os.write(1, b"0")
-
-def read_cases(reading):
-    """The reader: cases in, verdicts out. After 500 it makes room for one with fresh memory."""
-    for _ in range(500):
+    sys.set_int_max_str_digits(0)                          # MAX_CHARS bounds them
+    # at the limit the owner gets a byte, even in a long C call, and kills; else the worker ends
+    signal.signal(signal.SIGPROF, lambda *_: os._exit(0))
+    os.set_blocking(1, False)
+    signal.set_wakeup_fd(1)
+    for _ in range(1000):
         line = b""
         while not line.endswith(b"\n"):
             line += os.read(0, 1 << 16) or os._exit(0)
-        reading[0] = 1
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)              # kills even in a long C call
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 2 * LIMIT)     # kills, if nobody reads that byte
         verdict = compare(*json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        reading[0] = 0
         os.write(1, b"1" if verdict else b"0")
     os._exit(0)
 
@@ -248,11 +222,11 @@ def limit_memory():
     import resource
     try:
         with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
+            limit = int(file.read().split()[0]) * resource.getpagesize() + MEMORY
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-        resource.setrlimit(resource.RLIMIT_AS, (min([now + MEMORY, *limits]), hard))
-    except (OSError, ValueError):
+        if soft == resource.RLIM_INFINITY or soft > limit:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    except OSError:
         pass
 
 # ---------------------------------------------------------------------------- noise
