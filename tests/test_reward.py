@@ -66,8 +66,8 @@ def test_labelled_families():
 
 def test_cheap_answers_earn_nothing():
     """Constants of ATTACKS against answer keys of GOLDS: what is paid must be in ALLOWED. All pairs
-    take a minute, so it is every seventh; set ATTACK=all for all of them."""
-    golds, attacks = GOLDS.split("   "), ATTACKS.replace("\n", "   ").split("   ")
+    take minutes, so it is every seventh; set ATTACK=all for all of them."""
+    golds, attacks = GOLDS.replace("\n", "   ").split("   "), ATTACKS.replace("\n", "   ").split("   ")
     allowed = set(table(ALLOWED))
     cases = [(attack, gold) for gold in golds for attack in attacks]
     if os.environ.get("ATTACK") != "all":
@@ -328,7 +328,9 @@ def test_command_line(arguments, code, words):
     assert process.returncode == code and all(word in output for word in words) and "Traceback" not in output
 
 
-GOLDS = r"0   1   3   \frac12   x   y=2x+1   (3,2)   [0,\infty)   x>2   \{1,2\}   \emptyset   3:4   A   \text{no solution}"
+GOLDS = r"""0   1   3   \frac12   x   y=2x+1   (3,2)   [0,\infty)   x>2   \{1,2\}   \emptyset   3:4   A   \text{no solution}
+[0,360)   2f(x)   e^{at}   0.12_3   2\sqrt{x-500}   \lfloor n/2\rfloor   \mathbb R\setminus\{2\}   14\text{ right triangles}
+mg\tan\theta   4,500x   ACE   7:15\text{ am}   x\equiv4\pmod9   30^\circ15'"""
 ATTACKS = r"""0   1   -1   2   3   5   10   12   100   x   y   n   x=x   x<x   x\ne x   x>x   x\le x   x-x=0   0=0
 1=1   0<1   x^2\ge 0   x^2<0   x+y=x+y   (-\infty,\infty)   (\infty,-\infty)   \mathbb{R}
 \emptyset   \{\}   \{\emptyset\}   ()   []   {}   \{0\}   0:0   1:0   0:1   5:0   1:1   12:00
