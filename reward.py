@@ -421,7 +421,7 @@ LATEX_RULES = [
     (r"^[^=,;<>\d]*\\(?:vec|overrightarrow)(?![a-z])[^=,;<>\d]*[*|][^=,;<>\d]*=(?=[^=]*$)", ""),
     (r"[\\;:, ]*\(([a-z] ?∈[^()]*)\)$", r",\1"),               # x=kπ (k∈ℤ)              x=kπ,k∈ℤ
 ]
-NUMBER_RULES = [
+OTHER_RULES = [
     (r"\\mu ?(?:\{\})? ?«", "«μ"),                             # \mu«m»                  «μm»
     (r"\\(?:hat|widehat)(?![a-z]) ?(?:\{ ?([ijk]) ?\}|([ijk])(?![a-z]))", r" \1\2 "),   # \hat{i}  i
     (r"\\(?:vec|overrightarrow)(?![a-z]) ?(?:\{ ?([A-Za-z]+) ?\}|([A-Za-z]))", r" \1\2 "),
@@ -437,8 +437,7 @@ NUMBER_RULES = [
     (r"(?<![\w.\\])(\(?\d[\dA-F]*(?:\.[\dA-F]+)?\)?)_(?:\{ ?\(?(\d+|«?[a-z]+»?)\)? ?\}|(\d))",
      base_number),                                             # 101_2                 \base_{101b2}
     (r"(\d+)«°» ?(\d+)'(?: ?(\d+)'')?", r"(\1+\2/60+0\3/3600)«°»"),   # 30«°»15'   (30+15/60…)«°»
-]
-WORD_RULES = [
+    (r"(?<![\w.,~^])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)", thousands_number),   # 1,000    1000
     (r"(?<=[a-z])\.(?= ?[A-Za-z^»])|(?<=»)\.(?= ?[«^])", ""),  # sq. in.^2               sq in^2
     ("(«°») ?«?([CF])»?(?![A-Za-z])", r"\1«\2»"),              # «°»C                    «°»«C»
     (r"(?<=\d) ?(?:«(k)» ?)?\\Omega *$", r"«\1Ω»"),            # 5«k»\Omega              5«kΩ»
@@ -473,23 +472,18 @@ WORD_RULES = [
 ]
 
 @lru_cache(256)
-def prepare(text, thousands=True):
-    """A text in the alphabet above. thousands: 1,234 is one number, or else two."""
-    def apply(rules):
-        nonlocal text
-        for pattern, new in rules:
-            text = re.sub(pattern, new, text)
-
-    apply(RAW_RULES)
+def prepare(text):
+    """A text in the alphabet above."""
+    for pattern, new in RAW_RULES:
+        text = re.sub(pattern, new, text)
     # unicode: raised digits and vulgar fractions as plain ones, full width, invisible marks, greek
     text = unicodedata.normalize("NFKC", text.replace("º", "°").replace("ℝ", r"\R "))
     text = "".join(str(unicodedata.decimal(c, c)) for c in text if unicodedata.category(c) != "Cf")
     text = re.sub("[α-ωΓ-Ψ]", lambda m: f"\\{unicodedata.name(m[0]).split()[-1].lower()} ", text)
     text = SYMBOL.sub(lambda m: SYMBOLS[m[0]], normalise(text))
-    apply(LATEX_RULES + [(TEXT, mark)] * 4 + NUMBER_RULES)     # \text in \text, outermost first
-    if thousands:
-        apply([(r"(?<![\w.,~^])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)", thousands_number)])
-    apply(WORD_RULES)
+    # \text in \text, outermost first
+    for pattern, new in LATEX_RULES + [(TEXT, mark)] * 4 + OTHER_RULES:
+        text = re.sub(pattern, new, text)
     return SQUEEZE.sub("", re.sub(r"\s+", " ", text)).strip(" \"`").rstrip(" .,;↵\"`")
 
 # ---------------------------------------------------------------------------- nodes
@@ -597,7 +591,6 @@ DEFINES = (rf"(?:{NAME}{ARGUMENT}|\\frac ?{{(?:d|\\partial) ?\w*}} ?{{(?:d|\\par
            r"(?:\([^()=]*\))?)="
            r"|[A-Za-z] ?\\mapsto ?")
 NUMBER = r"(?=\.?\d)(\d*)\.?(\d*)(?:~(\d+))?"
-SCIENTIFIC = r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d{1,4}"
 SIGNS = r"[+\-±](?: ?[+\-])*"
 RELATION = "[=<>≤≥≠≈∈:]"
 CLOSING = {"{": r"\}", "⦃": "⦄", "(": r"[)\]]", "[": r"[)\]]"}
@@ -834,16 +827,13 @@ def read(text):
 
 @lru_cache(256)
 def readings(text):
-    """The nodes a text may mean: what it reads as or None, and what only the other side can ask
-    for: 1,234 as two numbers, 2e-3 as a formula."""
-    first, second = prepare(text), prepare(text, thousands=False)
-    nodes = []
+    """The nodes a text may mean, [] if it cannot be read: 2e-3 is a number, or a formula with e."""
+    text, nodes = prepare(text), []
     try:
-        scientific = re.fullmatch(SCIENTIFIC, first)
-        mantissa, _, exponent = first.lower().partition("e")
-        nodes.append(read(mantissa) * 10 ** sympy.Integer(exponent) if scientific else read(first))
-        if scientific or re.fullmatch(r"[1-9]\d*(,(0|[1-9]\d\d))+", second):
-            nodes.append(read(second))
+        if re.fullmatch(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d{1,4}", text):
+            mantissa, exponent = text.lower().split("e")
+            nodes.append(read(mantissa) * 10 ** sympy.Integer(exponent))
+        nodes.append(read(text))
     except Exception:  # whatever untrusted text provokes
         pass
     return nodes
@@ -1152,16 +1142,15 @@ def compare(prediction, gold):
         return False
 
 def alike(prediction, gold):
-    """Read both; a second reading counts where the other side can only be of its kind."""
+    """Read both; 2e-3 is a formula only if the other side has an e, or is no number."""
     left, right = readings(prediction), readings(gold)
     for (k, a), (j, b) in product(enumerate(left), enumerate(right)):
-        alone = k + j == 0 or kind(a) == kind(b) == "list" or not kind(a) == kind(b) == "value"
-        if k + j < 2 and (alone or (a if j else b).has(sympy.E)):
-            try:
-                if same(a, b):
-                    return True
-            except Exception:  # Hopeless, or what sympy raises
-                pass
+        formula = k + j == 1 and (kind(a) != kind(b) or (a if j else b).has(sympy.E))
+        try:
+            if (k + j == 0 or formula) and same(a, b):
+                return True
+        except Exception:  # Hopeless, or what sympy raises
+            pass
     return False
 
 # ---------------------------------------------------------------------------- inside a worker
