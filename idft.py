@@ -17,12 +17,15 @@ text, and larger in foreign text, which therefore gets very little weight.
     nll           the plain cross-entropy, logged beside the weighted loss, which is much smaller
 
 Two things break silently, and each has a test. The weight must be detached: if the gradient flows
-through it, the update changes its sign for p < e^(-1/gamma). And the loss must be divided once, by
-the token count of the whole step: a mean of micro-batch means gives tokens in short micro-batches
-more weight. https://arxiv.org/abs/2604.23747 found this bug under published SFT baselines.
+through it, the update changes its sign for p < e^(-1/gamma). This happened to the authors' own code
+until March 2026 (commit eb0f3e7 of their repository). And the loss must be divided once, by the
+token count of the whole step: a mean of micro-batch means gives tokens in short micro-batches more
+weight. It is the smaller of two bugs that https://arxiv.org/abs/2604.23747 found under published
+SFT baselines: 48.3 became 49.1 without it. The larger was an optimizer offload that kept only the
+first micro-batch: 48.3 became 53.4 without that.
 
-Left out: LoRA, sequence packing, several GPUs (bridges/). What follows the training loop, a run's
-checkpoints, log and --resume, may be skipped; prefix_rft.py uses it, and the optimizer step, too.
+Left out: LoRA, sequence packing, several GPUs (bridges/). At first reading skip what follows the
+training loop: checkpoints, log and --resume. prefix_rft.py shares it, and the optimizer step.
 
     python idft.py                                  the toy's base learns the demonstrations
     python idft.py --loss sft --out runs/sft        the same with plain SFT
@@ -60,7 +63,7 @@ def token_gamma(logp, entropy, beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=
 
 
 def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """logp, entropy (any shape, the same, in nats) -> w = p^gamma of every token, detached.
+    """logp, entropy (in nats, of one shape) -> w = p^gamma of every token, detached.
 
     loss: "sft" (w = 1), "dft" (w = p) or "idft". ValueError for any other."""
     logp = logp.detach()
@@ -94,8 +97,8 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 # ---- the supervised loop and its step -----------------------------------------------------------
 
 def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
-    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. They do not depend
-    on --micro_tokens, up to rounding. weigh: a function to use in place of token_weight."""
+    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. Up to rounding they
+    do not depend on --micro_tokens. weigh: a function to use in place of token_weight."""
     start = time.perf_counter()
     count = sum(len(response) for _, response in rows)         # of the whole step
     weighting = (flags.beta, flags.gamma_min, flags.gamma_max, strength)
@@ -108,7 +111,7 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
         loss = -(weight * logp).sum() / count
         loss.backward()
         parts.append(torch.stack([logp, entropy, weight]).detach())
-    logp, entropy, weight = torch.cat(parts, dim=1)             # each (count,)
+    logp, entropy, weight = torch.cat(parts, dim=1)            # each (count,)
     loss = -(weight * logp).mean().item()
     norm = optimizer_step(model, optimizer, lr, loss)
 
@@ -122,7 +125,7 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
 
 KEEP = 4e9      # bytes of activations that a micro-batch may keep; above, they are recomputed
 
-# AdamW's settings [code]. Fused: one pass over the weights, without temporary tensors as large.
+# AdamW's settings [code]. Fused: one pass over the weights, with no temporary of their size.
 ADAMW = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": 0.01, "fused": True}
 
 
@@ -164,7 +167,7 @@ class OffloadedAdamW(torch.optim.AdamW):
 
 def swap_weights(model, optimizer):
     """Exchange the model's parameters with the optimizer's. With --offload this puts the float32
-    weights into the model, to be saved; again, and they are back. Else both are the same."""
+    weights into the model, to be saved; a second call undoes it. Else both are the same."""
     for copy, weight in zip(model.parameters(), optimizer.param_groups[0]["params"]):
         copy.data, weight.data = weight.data, copy.data
 
@@ -213,17 +216,17 @@ def draw_batch(items, batch, step, seed):
 
 
 def checkpoint_activations(model, above=0):
-    """Recompute the activations of a layer in the backward pass instead of keeping them. It takes a
-    third more time and a tenth of the memory, and only for micro-batches that would keep more than
-    `above` bytes. Unlike transformers' own switch, it does not turn dropout on: the model stays in
-    eval mode, because the policy that learns must be the one that sampled."""
+    """Recompute activations in the backward pass if a micro-batch would keep over `above` bytes of
+    them: a third more time, a tenth of the memory. Unlike transformers' own switch, this does
+    not turn dropout on. The model stays in eval mode, because the policy that learns must be the
+    one that sampled."""
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = partial(recomputed, layer.forward, above / len(layers))
 
 
 def recomputed(forward, above, hidden_states, *args, **kwargs):
-    """A layer's `forward`. If it would keep more than `above` bytes, they are computed again."""
+    """A layer's `forward`, with activations recomputed if they take more than `above` bytes."""
     # A layer keeps about 25 float32 numbers for every number of its input (measured on Llama).
     kept = 25 * 4 * hidden_states.numel()
     if kept <= above or not torch.is_grad_enabled():
@@ -233,8 +236,8 @@ def recomputed(forward, above, hidden_states, *args, **kwargs):
 
 
 def demonstration_rows(model, tokenizer, problems, max_tokens):
-    """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or
-    to what the model reads. InputError if a prompt alone is longer."""
+    """Every demonstration as (prompt ids, response ids with the end token). The response is cut so
+    that both fit max_tokens and the model. InputError if a prompt alone is longer."""
     limit = min(max_tokens, context_length(model))
     rows, cut = [], 0
     for row in encode(tokenizer, problems, limit):

@@ -14,13 +14,13 @@ sure are pushed: these are the decisions. If you know GRPO, these lines change:
     prefix_length      the prefix is its first L = floor(l |y*|) tokens, with l ~ U(low_t, high)
     prefix_window      low_t falls, so prefixes become shorter as training goes on
     advantages         A = reward minus the mean of all N, not divided (Dr.GRPO), for every token
-    entropy_clip       A stays on the 20 % of prefix tokens with the highest entropy, else it is 0
+    entropy_clip       but in prefixes only the 20 % of tokens with the highest entropy keep their A
     update             old_logp is computed here, for prefix tokens as for all others
 
 The released code differs: it has other advantages (--advantage code), it clips each micro-batch by
 the entropy of the current policy, and it has a dual clip of 3, an entropy bonus of 0.001 and a
-shortest prefix. Left out: KL terms, critics, several GPUs (bridges/), ReLIFT. LUFFY, UFT and the
-static weight are in experiments/relatives.py.
+minimum prefix length. Left out: KL terms, critics, several GPUs (bridges/), ReLIFT. LUFFY, UFT and
+the static weight are in experiments/relatives.py.
 
     python prefix_rft.py                              the toy on a CPU, in two minutes
     python prefix_rft.py --method rft --out runs/rft  what happens without demonstrations
@@ -261,7 +261,7 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
             metrics["clipped_tokens"] += clipped.sum().item()
             metrics["update_tokens"] += len(adv)
 
-        # 5. One optimizer step a mini-batch.
+        # 5. One optimizer step per mini-batch.
         metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
         metrics["loss"] += step_loss
         metrics["updates"] += 1
@@ -271,8 +271,8 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
 
 
 def prepare_problems(tokenizer, problems, max_new_tokens):
-    """Problems -> dicts with "prompt" (ids), "demos" (lists of ids), "answer". A demonstration of
-    over max_new_tokens is left out: it could not end, would earn 0, and be taught as wrong."""
+    """Problems -> dicts with "prompt" (ids), "demos" (lists of ids), "answer". Demonstrations of
+    over max_new_tokens are left out: they could not end, would earn 0 and be taught as wrong."""
     prepared, left_out = [], 0
     for row in encode(tokenizer, problems):
         fitting = [demo for demo in row["demos"] if len(demo) <= max_new_tokens]
@@ -355,7 +355,7 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory (of idft.py: SFT-then-RFT) or a Hub id")
     data: str = flag("toy", "problems with demonstrations: toy, a JSON(L) file or hf://...")
-    eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...")
+    eval_data: str = flag("", "evaluated before and after training: toy, JSON(L) file or hf://...")
     out: str = flag("runs/prefix_rft", "directory for metrics.jsonl and checkpoint/")
     method: Literal[tuple(METHODS)] = flag("prefix_rft", "sets the flags in its row of METHODS")
     schedule: Literal["cosine", "linear", "uniform", "none"] = flag("cosine", "how low_t moves [P]")
@@ -368,8 +368,8 @@ class Flags:
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1)
     batch: int = flag(128, "problems in a batch [P]", 1, 10**5)
-    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2, 10**4)
-    mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1)
+    n: int = flag(8, "rollouts per problem; one alone has no baseline [P]", 2, 10**4)
+    mini_batches: int = flag(2, "optimizer steps per batch; with 1 the clip cannot act", 1)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
     clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6)
     temperature: float = flag(1.0, "for sampling rollouts [P]", 1e-3, 100)

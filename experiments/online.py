@@ -4,8 +4,8 @@ online.py - on-policy SFT in rounds: retell with the model as it now is, train, 
 Texts that a model retold before training are its own no longer once it has learnt. Here every round
 takes its share of the problems, rewrites them as hinted_decode.py does, and learns from what is
 right for its share of the steps; every problem is rewritten once. --rounds 1 is the offline method.
-The online loop is on the to-do list of Towards On-Policy SFT (https://arxiv.org/abs/2602.12222);
-its authors have not released one, and all numbers here are ours.
+The authors of Towards On-Policy SFT (https://arxiv.org/abs/2602.12222) once planned such a loop;
+it left their plan in March 2026 without a release, and all numbers here are ours.
 
 A step learns from a fixed number of tokens, since texts get shorter or longer from round to round.
 Left out: --resume. A run leaves its texts and a checkpoint a round.
