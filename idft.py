@@ -37,8 +37,9 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -49,8 +50,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ddt import batch_stats, cll, logp_entropy, micro_batches
 from eval import (InputError, blame, check_run, context_length, encode, fingerprint, flag,
-                  greedy_accuracy, load_benchmarks, load_model, load_problems, open_run,
-                  pick_device, read_log, run_script, write_rows, writing)
+                  greedy_accuracy, load_benchmarks, load_model, load_problems, new_sampler,
+                  open_run, pick_device, read_log, run_script, write_rows, writing)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -251,17 +252,18 @@ def demonstration_rows(model, tokenizer, problems, max_tokens):
     return rows
 
 
-def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
-    """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
-    bar = tqdm(range(state["step"], flags.steps), desc=flags.loss, leave=False)
+def train_supervised(run, rows):
+    """The loop, from the step where `run` is to --steps."""
+    flags = run.flags
+    bar = tqdm(range(run.state["step"], flags.steps), desc=flags.loss, leave=False)
     for step in bar:
         # Everything that changes between steps follows from the number of the step.
         batch = draw_batch(rows, flags.batch, step, flags.seed)
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
-        row = supervised_step(model, optimizer, batch, lr, flags, strength)
+        row = supervised_step(run.model, run.optimizer, batch, lr, flags, strength)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", refresh=False)
-        end_step(out, model, tokenizer, optimizer, state, row, flags)
+        run.end_step(row)
 
 
 # ---- checkpoints, metrics, resume ---------------------------------------------------------------
@@ -292,45 +294,6 @@ def find_checkpoint(out):
             return out / name
 
 
-def start_run(flags):
-    """A new run, or with --resume the one in --out -> model, tokenizer, optimizer, state."""
-    out, _ = check_run(flags)
-    device = pick_device(flags.device)
-    checkpoint = find_checkpoint(out)
-    memory = torch.device("cpu") if flags.offload else device
-    model, tokenizer = load_model(str(checkpoint or flags.model), memory, flags.seed)
-    state = {"step": 0, "bad": 0, "model": fingerprint(model, tokenizer)}
-    if not flags.keep_activations:
-        checkpoint_activations(model, above=KEEP)
-    optimizer = OffloadedAdamW(model, device) if flags.offload else new_optimizer(model)
-    if checkpoint:
-        with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
-            state = torch.load(checkpoint / "trainer.pt", map_location=memory, weights_only=True)
-            optimizer.load_state_dict(state.pop("optimizer"))
-            if not (state["step"] > 0 and state["bad"] >= 0):
-                raise InputError("it counts no steps")
-    return model, tokenizer, optimizer, state
-
-
-def claim_run(flags, state, **inputs):
-    """The run may begin or go on -> Path(--out). inputs: the data that it reads, by its flags."""
-    fresh = state["step"] == 0
-    if fresh:                                  # else the checkpoint is read instead of --model
-        inputs["model"] = state.pop("model")
-    out, record = open_run(flags, **inputs)
-    if fresh:
-        state.update(record)
-    elif {**state, **record} != state:
-        raise InputError(f"--resume: {out}/checkpoint is of another run, name another --out")
-    # The log keeps a row from before training and one a step: what follows will come again.
-    rows = read_log(out / "metrics.jsonl")
-    write_rows(out / "metrics.jsonl", [] if fresh else rows[:state["step"] + 1])
-    if (out / "checkpoint").exists():          # what a kill in save_checkpoint left beside it
-        shutil.rmtree(out / "checkpoint.new", ignore_errors=True)
-        shutil.rmtree(out / "checkpoint.old", ignore_errors=True)
-    return out
-
-
 def log_row(out, row):
     """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
     row = json.loads(json.dumps(row), parse_constant=lambda name: None)
@@ -338,33 +301,103 @@ def log_row(out, row):
         file.write(json.dumps(row) + "\n")
 
 
-def end_step(out, model, tokenizer, optimizer, state, row, flags):
-    """Log a step and save what is due. Ten dropped updates in a row end the run."""
-    state["step"] += 1
-    state["bad"] += 1
-    if math.isfinite(row["loss"] + row["grad_norm"]):
-        state["bad"] = 0
-    if state["bad"] == 10:
-        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
-                         "--lr, check the data")
-    if out:
-        log_row(out, {"step": state["step"], **row})
-        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
-            save_checkpoint(out, model, tokenizer, optimizer, state)
+def start_run(flags, problems, sampling=False):
+    """A new run, or with --resume the one in --out -> Run, which has written nothing yet.
+    sampling: one sampler, with room for a response to every prompt, serves training and
+    evaluations."""
+    out, _ = check_run(flags)
+    benchmarks = load_benchmarks([flags.eval_data])
+    inputs = {"data": problems, "eval_data": benchmarks}
+    device = pick_device(flags.device)
+    checkpoint = find_checkpoint(out)
+    memory = torch.device("cpu") if flags.offload else device
+    model, tokenizer = load_model(str(checkpoint or flags.model), memory, flags.seed)
+    if not checkpoint:                         # else it is read instead of --model
+        inputs["model"] = fingerprint(model, tokenizer)
+    if not flags.keep_activations:
+        checkpoint_activations(model, above=KEEP)
+    optimizer = OffloadedAdamW(model, device) if flags.offload else new_optimizer(model)
+    state = {"step": 0, "bad": 0}
+    if checkpoint:
+        with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
+            state = torch.load(checkpoint / "trainer.pt", map_location=memory, weights_only=True)
+            optimizer.load_state_dict(state.pop("optimizer"))
+            if not (state["step"] > 0 and state["bad"] >= 0):
+                raise InputError("it counts no steps")
+
+    # A prompt that is too long is met here.
+    sampler, room = None, flags.max_new_tokens
+    asked = sum(benchmarks.values(), problems if sampling else [])
+    rows = encode(tokenizer, asked, context_length(model), demos=False)
+    if sampling:
+        sampler, room = new_sampler(model, [row["prompt"] for row in rows], room, flags.rows)
+    return Run(flags, model, tokenizer, optimizer, sampler, benchmarks, state, out, room, inputs)
 
 
-def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
-    """Log the greedy accuracy "before" or "after" training; then print the table of both. `state`
-    has what a resumed run had measured before."""
-    if when in state:
-        return
-    state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
-                                  sampler)
-    log_row(out, {"step": state["step"], when: state[when]})
-    if when == "after":
-        print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
-        for name in benchmarks:
-            print(f"{name:16}  {state['before'][name]:6.3f}  {state['after'][name]:6.3f}")
+@dataclass
+class Run:
+    """What a training loop works on. Without `out` it neither logs nor saves."""
+    flags: object
+    model: torch.nn.Module
+    tokenizer: object
+    optimizer: torch.optim.Optimizer
+    sampler: object = None              # None: every evaluation makes its own
+    benchmarks: dict = None             # {title: problems} of --eval_data
+    state: dict = field(default_factory=lambda: {"step": 0, "bad": 0})      # kept in trainer.pt
+    out: Path = None
+    room: int = 0                       # --max_new_tokens, or as many as the model has room for
+    inputs: dict = None                 # all that the run reads, by the flag that names it
+
+    def begin(self):
+        """Claim --out, now that nothing can be refused any more, and evaluate."""
+        out, record = open_run(self.flags, **self.inputs)
+        fresh = self.state["step"] == 0
+        if fresh:
+            self.state.update(record)
+        elif {**self.state, **record} != self.state:
+            raise InputError(f"--resume: {out}/checkpoint is of another run, name another --out")
+        # The log keeps a row from before training and one a step. Later rows will be rewritten.
+        rows = read_log(out / "metrics.jsonl")
+        write_rows(out / "metrics.jsonl", [] if fresh else rows[:self.state["step"] + 1])
+        if (out / "checkpoint").exists():      # what a kill in save_checkpoint left beside it
+            for name in ("checkpoint.new", "checkpoint.old"):
+                shutil.rmtree(out / name, ignore_errors=True)
+        self.flags.max_new_tokens = self.room
+        self.measure("before")
+
+    def accuracy(self):
+        """The greedy accuracy on every benchmark."""
+        return greedy_accuracy(self.model, self.tokenizer, self.benchmarks,
+                               self.flags.max_new_tokens, self.flags.rows, self.sampler)
+
+    def measure(self, when):
+        """Log the accuracy "before" or "after" training, unless a killed run has done so."""
+        if when not in self.state:
+            self.state[when] = self.accuracy()
+            log_row(self.out, {"step": self.state["step"], when: self.state[when]})
+
+    def end_step(self, row):
+        """Log a step and save what is due. Ten dropped updates in a row end the run."""
+        state = self.state
+        state["step"] += 1
+        state["bad"] += 1
+        if math.isfinite(row["loss"] + row["grad_norm"]):
+            state["bad"] = 0
+        if state["bad"] == 10:
+            raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
+                             "--lr, check the data")
+        if self.out:
+            log_row(self.out, {"step": state["step"], **row})
+            if state["step"] % self.flags.save_every == 0 or state["step"] == self.flags.steps:
+                save_checkpoint(self.out, self.model, self.tokenizer, self.optimizer, state)
+
+    def end(self):
+        """Evaluate again, and print the table of both."""
+        self.measure("after")
+        before, after = self.state["before"], self.state["after"]
+        print("greedy accuracy   before   after" if before else "no --eval_data: not evaluated")
+        for name in before:
+            print(f"{name:16}  {before[name]:6.3f}  {after[name]:6.3f}")
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -405,16 +438,13 @@ def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
     problems = load_problems(flags.data, ("solution",), flags.seed)
-    benchmarks = load_benchmarks([flags.eval_data])
-    model, tokenizer, optimizer, state = start_run(flags)
-    rows = demonstration_rows(model, tokenizer, problems, flags.max_tokens)
-    encode(tokenizer, sum(benchmarks.values(), []), context_length(model), demos=False)    # it fits
-    out = claim_run(flags, state, data=problems, eval_data=benchmarks)
+    run = start_run(flags, problems)
+    rows = demonstration_rows(run.model, run.tokenizer, problems, flags.max_tokens)
+    run.begin()
     if flags.steps == 0:
         flags.steps = max(1, math.ceil(flags.epochs * len(rows) / flags.batch))
-    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
-    train_supervised(model, tokenizer, rows, flags, optimizer, state, out)
-    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state)
+    train_supervised(run, rows)
+    run.end()
 
 
 if __name__ == "__main__":

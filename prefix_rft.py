@@ -37,9 +37,8 @@ import torch
 from tqdm import tqdm
 
 from ddt import batch_stats, micro_batches, token_texts
-from eval import (InputError, context_length, encode, flag, greedy_accuracy, load_benchmarks,
-                  load_problems, new_sampler, printable, run_script)
-from idft import claim_run, draw_batch, end_step, optimizer_step, report_accuracy, start_run
+from eval import InputError, encode, flag, load_problems, printable, run_script
+from idft import draw_batch, optimizer_step, start_run
 from reward import rewards
 
 # Relatives that are only settings: --method sets these flags.
@@ -320,16 +319,16 @@ def show_rollouts(tokenizer, rollouts, when):
         tqdm.write("    " + printable("".join(texts)))
 
 
-def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
-                 benchmarks=None, starting={}, learning={}):
-    """The loop, from state["step"] to flags.steps. A step's number seeds all that is random in it.
-    A relative passes functions to sample_rollouts (starting) and to update (learning)."""
-    bar = tqdm(range(state["step"], flags.steps), leave=False)
+def train_policy(run, problems, starting={}, learning={}):
+    """The loop, from the step where `run` is to --steps. A step's number seeds all that is random
+    in it. A relative passes functions to sample_rollouts (starting) and to update (learning)."""
+    flags = run.flags
+    bar = tqdm(range(run.state["step"], flags.steps), leave=False)
     for step in bar:
         start = time.perf_counter()
-        sampler.sync(model)
+        run.sampler.sync(run.model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
-        rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, **starting)
+        rollouts = sample_rollouts(run.sampler, run.tokenizer, batch, flags, step, **starting)
         row = describe(rollouts)
         row["low"], _ = prefix_window(step, flags.steps, low_end=flags.low_end,
                                       schedule=flags.schedule)
@@ -337,16 +336,15 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         row["rollout_tokens_per_s"] = row["tokens"] / row["rollout_s"]
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
-        row |= update(model, optimizer, rollouts, flags, generator, **learning)
+        row |= update(run.model, run.optimizer, rollouts, flags, generator, **learning)
         row["update_s"] = time.perf_counter() - start
         row["update_tokens_per_s"] = row["update_tokens"] / row["update_s"]
         bar.set_postfix(reward=row["reward"], refresh=False)
-        if out and step in (0, flags.steps - 1):
-            show_rollouts(tokenizer, rollouts, f"of step {step + 1}")
+        if run.out and step in (0, flags.steps - 1):
+            show_rollouts(run.tokenizer, rollouts, f"of step {step + 1}")
         if flags.eval_every and (step + 1) % flags.eval_every == 0:
-            row["accuracy"] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens,
-                                              sampler=sampler)
-        end_step(out, model, tokenizer, optimizer, state, row, flags)
+            row["accuracy"] = run.accuracy()
+        run.end_step(row)
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -408,21 +406,11 @@ def check(flags, problems):
 def main(flags, starting={}, learning={}):
     problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
-    benchmarks = load_benchmarks([flags.eval_data])
-    model, tokenizer, optimizer, state = start_run(flags)
-
-    # One sampler for rollouts and evaluations, with room for a whole response to every prompt.
-    everything = sum(benchmarks.values(), problems)
-    everything = encode(tokenizer, everything, context_length(model), demos=False)
-    prompts = [row["prompt"] for row in everything]
-    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-    out = claim_run(flags, state, data=problems, eval_data=benchmarks)
-    flags.max_new_tokens = room
-    problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
-    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
-    train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks,
-                 starting, learning)
-    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
+    run = start_run(flags, problems, sampling=True)
+    prepared = prepare_problems(run.tokenizer, problems, run.room)
+    run.begin()
+    train_policy(run, prepared, starting, learning)
+    run.end()
 
 
 if __name__ == "__main__":

@@ -89,10 +89,10 @@ def main(flags):
     idft.checkpoint_activations(model, above=idft.KEEP)
     writer = hinted_decode.Writer(model, tokenizer, problems, retelling)
     optimizer = idft.new_optimizer(model)
-    state = {"step": 0}
     out, _ = open_run(flags, data=problems, eval_data=benchmarks,
                       model=fingerprint(model, tokenizer))
-    idft.report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
+    run = idft.Run(flags, model, tokenizer, optimizer, None, benchmarks, {"step": 0}, out)
+    run.measure("before")
 
     for number in range(flags.rounds):
         part = writer.problems[number::flags.rounds]
@@ -101,13 +101,13 @@ def main(flags):
         print(f"round {number + 1}: {len(part)} problems, {own} answered rightly, "
               f"{len(texts) - own} retold rightly")
         first = number * flags.steps // flags.rounds
-        state["step"] = (number + 1) * flags.steps // flags.rounds
+        run.state["step"] = (number + 1) * flags.steps // flags.rounds
         if texts:                                      # a round without a text loses its steps
-            train_on_texts(model, tokenizer, texts, optimizer, range(first, state["step"]), flags,
-                           out)
+            train_on_texts(model, tokenizer, texts, optimizer, range(first, run.state["step"]),
+                           flags, out)
         write_rows(out / f"round-{number + 1}.jsonl", texts)
-        idft.save_checkpoint(out, model, tokenizer, optimizer, state)
-    idft.report_accuracy("after", out, model, tokenizer, benchmarks, flags, state)
+        idft.save_checkpoint(out, model, tokenizer, optimizer, run.state)
+    run.end()
 
 
 if __name__ == "__main__":

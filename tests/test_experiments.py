@@ -300,9 +300,8 @@ def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, small_base, arm):
 
     other, _ = toy.base_model()
     sampler, _ = new_sampler(other, [problem["prompt"] for problem in problems], 40, 16)
-    prefix_rft.train_policy(other, tokenizer, problems, flags, sampler,
-                            idft.new_optimizer(other),
-                            {"step": 0, "bad": 0, "dropped": 0}, **rl.VARIANTS.get(name, {}))
+    run = idft.Run(flags, other, tokenizer, idft.new_optimizer(other), sampler)
+    prefix_rft.train_policy(run, problems, **rl.VARIANTS.get(name, {}))
     assert same_weights(model, other)
     assert arm.startswith("rft") or not same_weights(model, small_base[0])
 
@@ -373,9 +372,7 @@ def test_a_supervised_arm_is_the_loop_of_idft(small_world, small_base):
     tokens = [learn(step)[0] for step in range(3)]
 
     other, _ = toy.base_model()
-    optimizer = idft.new_optimizer(other)
-    idft.train_supervised(other, tokenizer, rows, flags, optimizer,
-                          {"step": 0, "bad": 0, "dropped": 0})
+    idft.train_supervised(idft.Run(flags, other, tokenizer, idft.new_optimizer(other)), rows)
     assert same_weights(model, other) and not same_weights(model, small_base[0])
     for step, count in enumerate(tokens):
         assert count == sum(len(response) for _, response in idft.draw_batch(rows, 4, step, 0))
