@@ -512,7 +512,7 @@ class Sampler:
         except Exception as error:
             cause = error
             if not isinstance(error, ValueError):
-                cause = f"its attention cannot be replaced ({error})"
+                cause = "its attention cannot be replaced through transformers.AttentionInterface"
             raise ValueError(f"the sampler cannot serve {type(model).__name__}: {cause}") from error
         self.model, self.streams = model, streams
         self.rows, self.length = rows, length
