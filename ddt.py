@@ -35,8 +35,8 @@ from transformers import PreTrainedModel
 from eval import (InputError, context_length, encode, flag, load_model, load_problems, new_sampler,
                   pick_device, printable, run_script, stop_ids)
 
-# How many logits token_stats computes at once. A CPU gets 64 MB, because its memory fragments with
-# more; a GPU gets 1 GB, because every chunk adds to the head's bf16 gradient, with rounding.
+# How many logits token_stats computes at once. A CPU gets 64 MB, because larger blocks fragment its
+# memory. A GPU gets 1 GB: every chunk is one more rounded addition to the head's bf16 gradient.
 CHUNK = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 
 
@@ -181,7 +181,7 @@ def head(model, backbone, hidden, Output):
         del backbone.forward
         if own_forward:
             backbone.forward = own_forward
-    if outputs:                                          # nobody took it
+    if outputs:
         raise ValueError(f"token_stats: {type(model).__name__} does not call its own backbone")
     return logits[0]
 
@@ -258,7 +258,7 @@ def text_statistics(logp, entropy, varentropy):
 
 
 def auroc(own, foreign):
-    """Scores (N,), (M,) -> the chance that an own one is above a foreign one; a tie counts half."""
+    """Scores (N,), (M,) -> the probability that own exceeds foreign; a tie counts half."""
     foreign = foreign.sort().values
     below = torch.searchsorted(foreign, own)                               # (N,)
     below_or_equal = torch.searchsorted(foreign, own, right=True)
@@ -300,8 +300,8 @@ def show_tokens(tokenizer, ids, phi):
 OWN, FOREIGN = "T = 1", "demonstrations"
 SCORES = """
 (b) Why c = 1? The score is log p + c H, of a token or as a mean over a text. Spread: its standard
-    deviation in own text. SNR: how many spreads lie between own text and demonstrations. AUROC:
-    how often own text scores higher. Own tokens spread least near c = 1. By SNR or AUROC another
+    deviation in own text. SNR: own mean minus mean of the demonstrations, in spreads. AUROC: how
+    often own text scores higher. Own tokens spread least near c = 1. By SNR or AUROC another
     score may be better.
 
                        of tokens                       of texts

@@ -141,7 +141,7 @@ def hinted_combine(table, beta, mode="linear"):
 
 def repetition(tokens, size=30, times=5, fresh=32):
     """`halt` for the sampler: the length at which a `size`-gram occurs for the `times`-th time, or
-    None [code]. Only `size`-grams that end in the last `fresh` tokens are looked at."""
+    None [code]. Only `size`-grams that end in the last `fresh` tokens are checked."""
     if len(tokens) < size:
         return None
     grams = np.lib.stride_tricks.sliding_window_view(tokens, size)         # (N, size)
@@ -259,9 +259,9 @@ class Writer:
         return HEADING in self.tokenizer.decode(tokens[-16:])
 
     def analyse(self, problems, pairs):
-        """Let the model analyse every reference, greedily [code]; add the analysis to the hinted
-        context in `pairs` -> for every problem None, or, if the model never reached the heading, a
-        dropped trajectory, as the authors do."""
+        """Let the model analyse every reference, greedily [code]. Add each analysis to its hinted
+        context in `pairs` -> for every problem None, or a dropped trajectory if the model never
+        reached the heading (the authors drop it, too)."""
         analyses = self.write(self.alone, [hinted for hinted, _ in pairs], 0, halt=self.heading_end)
         rows = [None] * len(problems)
         for i, analysis in enumerate(analyses):
@@ -359,7 +359,7 @@ def main(flags):
         raise InputError("--analysis: the toy cannot write an analysis, add --no_analysis")
     writer = Writer(model, tokenizer, problems, flags)
     out, _ = open_run(flags, data=problems, model=fingerprint(model, tokenizer))
-    # A file is only ever replaced: a killed run has left whole chunks, one row a problem.
+    # Files are replaced whole, so a killed run has left whole chunks, with one row per problem.
     file = out / "trajectories.jsonl"
     rows = read_log(file)
     with blame(f"--resume: {file} is damaged", "; name another --out"):

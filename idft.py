@@ -17,12 +17,15 @@ text, and larger in foreign text, which therefore gets very little weight.
     nll           the plain cross-entropy, logged beside the weighted loss, which is much smaller
 
 Two things break silently, and each has a test. The weight must be detached: if the gradient flows
-through it, the update changes its sign for p < e^(-1/gamma). And the loss must be divided once, by
-the token count of the whole step: a mean of micro-batch means gives tokens in short micro-batches
-more weight. https://arxiv.org/abs/2604.23747 found this bug under published SFT baselines.
+through it, the update changes its sign for p < e^(-1/gamma). This happened to the authors' own code
+until March 2026 (commit eb0f3e7 of their repository). And the loss must be divided once, by the
+token count of the whole step: a mean of micro-batch means gives tokens in short micro-batches more
+weight. It is the smaller of two bugs that https://arxiv.org/abs/2604.23747 found under published
+SFT baselines: 48.3 became 49.1 without it. The larger was an optimizer offload that kept only the
+first micro-batch: 48.3 became 53.4 without that.
 
-Left out: LoRA, sequence packing, several GPUs (bridges/). What follows the training loop, a run's
-checkpoints, log and --resume, may be skipped; prefix_rft.py uses it, and the optimizer step, too.
+Left out: LoRA, sequence packing, several GPUs (bridges/). At first reading skip what follows the
+training loop: checkpoints, log and --resume. prefix_rft.py shares it, and the optimizer step.
 
     python idft.py                                  the toy's base learns the demonstrations
     python idft.py --loss sft --out runs/sft        the same with plain SFT
@@ -34,8 +37,9 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -46,8 +50,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ddt import batch_stats, cll, logp_entropy, micro_batches
 from eval import (InputError, blame, check_run, context_length, encode, fingerprint, flag,
-                  greedy_accuracy, load_benchmarks, load_model, load_problems, open_run,
-                  pick_device, read_log, run_script, write_rows, writing)
+                  greedy_accuracy, load_benchmarks, load_model, load_problems, new_sampler,
+                  open_run, pick_device, read_log, run_script, write_rows, writing)
 
 
 # ---- the loss -----------------------------------------------------------------------------------
@@ -60,7 +64,7 @@ def token_gamma(logp, entropy, beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=
 
 
 def token_weight(logp, entropy, loss="idft", beta=1.0, gamma_min=0.1, gamma_max=2.0, strength=1.0):
-    """logp, entropy (any shape, the same, in nats) -> w = p^gamma of every token, detached.
+    """logp, entropy (in nats, of one shape) -> w = p^gamma of every token, detached.
 
     loss: "sft" (w = 1), "dft" (w = p) or "idft". ValueError for any other."""
     logp = logp.detach()
@@ -94,8 +98,8 @@ def compute_loss(outputs, labels, num_items_in_batch=None, loss="idft", **weight
 # ---- the supervised loop and its step -----------------------------------------------------------
 
 def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token_weight):
-    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. They do not depend
-    on --micro_tokens, up to rounding. weigh: a function to use in place of token_weight."""
+    """One optimizer step on rows of (prompt ids, response ids) -> its metrics. Up to rounding they
+    do not depend on --micro_tokens. weigh: a function to use in place of token_weight."""
     start = time.perf_counter()
     count = sum(len(response) for _, response in rows)         # of the whole step
     weighting = (flags.beta, flags.gamma_min, flags.gamma_max, strength)
@@ -108,7 +112,7 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
         loss = -(weight * logp).sum() / count
         loss.backward()
         parts.append(torch.stack([logp, entropy, weight]).detach())
-    logp, entropy, weight = torch.cat(parts, dim=1)             # each (count,)
+    logp, entropy, weight = torch.cat(parts, dim=1)            # each (count,)
     loss = -(weight * logp).mean().item()
     norm = optimizer_step(model, optimizer, lr, loss)
 
@@ -122,7 +126,7 @@ def supervised_step(model, optimizer, rows, lr, flags, strength=1.0, weigh=token
 
 KEEP = 4e9      # bytes of activations that a micro-batch may keep; above, they are recomputed
 
-# AdamW's settings [code]. Fused: one pass over the weights, without temporary tensors as large.
+# AdamW's settings [code]. Fused: one pass over the weights, with no temporary of their size.
 ADAMW = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": 0.01, "fused": True}
 
 
@@ -164,7 +168,7 @@ class OffloadedAdamW(torch.optim.AdamW):
 
 def swap_weights(model, optimizer):
     """Exchange the model's parameters with the optimizer's. With --offload this puts the float32
-    weights into the model, to be saved; again, and they are back. Else both are the same."""
+    weights into the model, to be saved; a second call undoes it. Else both are the same."""
     for copy, weight in zip(model.parameters(), optimizer.param_groups[0]["params"]):
         copy.data, weight.data = weight.data, copy.data
 
@@ -213,17 +217,17 @@ def draw_batch(items, batch, step, seed):
 
 
 def checkpoint_activations(model, above=0):
-    """Recompute the activations of a layer in the backward pass instead of keeping them. It takes a
-    third more time and a tenth of the memory, and only for micro-batches that would keep more than
-    `above` bytes. Unlike transformers' own switch, it does not turn dropout on: the model stays in
-    eval mode, because the policy that learns must be the one that sampled."""
+    """Recompute activations in the backward pass if a micro-batch would keep over `above` bytes of
+    them: a third more time, a tenth of the memory. Unlike transformers' own switch, this does
+    not turn dropout on. The model stays in eval mode, because the policy that learns must be the
+    one that sampled."""
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = partial(recomputed, layer.forward, above / len(layers))
 
 
 def recomputed(forward, above, hidden_states, *args, **kwargs):
-    """A layer's `forward`. If it would keep more than `above` bytes, they are computed again."""
+    """A layer's `forward`, with activations recomputed if they take more than `above` bytes."""
     # A layer keeps about 25 float32 numbers for every number of its input (measured on Llama).
     kept = 25 * 4 * hidden_states.numel()
     if kept <= above or not torch.is_grad_enabled():
@@ -233,8 +237,8 @@ def recomputed(forward, above, hidden_states, *args, **kwargs):
 
 
 def demonstration_rows(model, tokenizer, problems, max_tokens):
-    """Every demonstration as (prompt ids, response ids with the end token), cut to max_tokens or
-    to what the model reads. InputError if a prompt alone is longer."""
+    """Every demonstration as (prompt ids, response ids with the end token). The response is cut so
+    that both fit max_tokens and the model. InputError if a prompt alone is longer."""
     limit = min(max_tokens, context_length(model))
     rows, cut = [], 0
     for row in encode(tokenizer, problems, limit):
@@ -248,17 +252,18 @@ def demonstration_rows(model, tokenizer, problems, max_tokens):
     return rows
 
 
-def train_supervised(model, tokenizer, rows, flags, optimizer, state, out=None):
-    """The loop, from state["step"] to flags.steps. With `out` it logs and saves."""
-    bar = tqdm(range(state["step"], flags.steps), desc=flags.loss, leave=False)
+def train_supervised(run, rows):
+    """The loop, from the step where `run` is to --steps."""
+    flags = run.flags
+    bar = tqdm(range(run.state["step"], flags.steps), desc=flags.loss, leave=False)
     for step in bar:
         # Everything that changes between steps follows from the number of the step.
         batch = draw_batch(rows, flags.batch, step, flags.seed)
         lr = learning_rate(step, flags.steps, flags.lr, flags.warmup)
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
-        row = supervised_step(model, optimizer, batch, lr, flags, strength)
+        row = supervised_step(run.model, run.optimizer, batch, lr, flags, strength)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", refresh=False)
-        end_step(out, model, tokenizer, optimizer, state, row, flags)
+        run.end_step(row)
 
 
 # ---- checkpoints, metrics, resume ---------------------------------------------------------------
@@ -289,45 +294,6 @@ def find_checkpoint(out):
             return out / name
 
 
-def start_run(flags):
-    """A new run, or with --resume the one in --out -> model, tokenizer, optimizer, state."""
-    out, _ = check_run(flags)
-    device = pick_device(flags.device)
-    checkpoint = find_checkpoint(out)
-    memory = torch.device("cpu") if flags.offload else device
-    model, tokenizer = load_model(str(checkpoint or flags.model), memory, flags.seed)
-    state = {"step": 0, "bad": 0, "model": fingerprint(model, tokenizer)}
-    if not flags.keep_activations:
-        checkpoint_activations(model, above=KEEP)
-    optimizer = OffloadedAdamW(model, device) if flags.offload else new_optimizer(model)
-    if checkpoint:
-        with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
-            state = torch.load(checkpoint / "trainer.pt", map_location=memory, weights_only=True)
-            optimizer.load_state_dict(state.pop("optimizer"))
-            if not (state["step"] > 0 and state["bad"] >= 0):
-                raise InputError("it counts no steps")
-    return model, tokenizer, optimizer, state
-
-
-def claim_run(flags, state, **inputs):
-    """The run may begin or go on -> Path(--out). inputs: the data that it reads, by its flags."""
-    fresh = state["step"] == 0
-    if fresh:                                  # else the checkpoint is read instead of --model
-        inputs["model"] = state.pop("model")
-    out, record = open_run(flags, **inputs)
-    if fresh:
-        state.update(record)
-    elif {**state, **record} != state:
-        raise InputError(f"--resume: {out}/checkpoint is of another run, name another --out")
-    # The log keeps a row from before training and one a step: what follows will come again.
-    rows = read_log(out / "metrics.jsonl")
-    write_rows(out / "metrics.jsonl", [] if fresh else rows[:state["step"] + 1])
-    if (out / "checkpoint").exists():          # what a kill in save_checkpoint left beside it
-        shutil.rmtree(out / "checkpoint.new", ignore_errors=True)
-        shutil.rmtree(out / "checkpoint.old", ignore_errors=True)
-    return out
-
-
 def log_row(out, row):
     """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
     row = json.loads(json.dumps(row), parse_constant=lambda name: None)
@@ -335,33 +301,103 @@ def log_row(out, row):
         file.write(json.dumps(row) + "\n")
 
 
-def end_step(out, model, tokenizer, optimizer, state, row, flags):
-    """Log a step and save what is due. Ten dropped updates in a row end the run."""
-    state["step"] += 1
-    state["bad"] += 1
-    if math.isfinite(row["loss"] + row["grad_norm"]):
-        state["bad"] = 0
-    if state["bad"] == 10:
-        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
-                         "--lr, check the data")
-    if out:
-        log_row(out, {"step": state["step"], **row})
-        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
-            save_checkpoint(out, model, tokenizer, optimizer, state)
+def start_run(flags, problems, sampling=False):
+    """A new run, or with --resume the one in --out -> Run, which has written nothing yet.
+    sampling: rollouts and evaluations share one sampler, with room for a response to every
+    prompt."""
+    out, _ = check_run(flags)
+    benchmarks = load_benchmarks([flags.eval_data])
+    inputs = {"data": problems, "eval_data": benchmarks}
+    device = pick_device(flags.device)
+    checkpoint = find_checkpoint(out)
+    memory = torch.device("cpu") if flags.offload else device
+    model, tokenizer = load_model(str(checkpoint or flags.model), memory, flags.seed)
+    if not checkpoint:                         # else it is read instead of --model
+        inputs["model"] = fingerprint(model, tokenizer)
+    if not flags.keep_activations:
+        checkpoint_activations(model, above=KEEP)
+    optimizer = OffloadedAdamW(model, device) if flags.offload else new_optimizer(model)
+    state = {"step": 0, "bad": 0}
+    if checkpoint:
+        with blame(f"--resume: {checkpoint}/trainer.pt is damaged", "; name another --out"):
+            state = torch.load(checkpoint / "trainer.pt", map_location=memory, weights_only=True)
+            optimizer.load_state_dict(state.pop("optimizer"))
+            if not (state["step"] > 0 and state["bad"] >= 0):
+                raise InputError("it counts no steps")
+
+    sampler, room = None, flags.max_new_tokens
+    asked = sum(benchmarks.values(), problems if sampling else [])
+    rows = encode(tokenizer, asked, context_length(model), demos=False)          # they all fit
+    if sampling:
+        prompts = [row["prompt"] for row in rows]
+        sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+    return Run(flags, model, tokenizer, optimizer, sampler, benchmarks, state, out, room, inputs)
 
 
-def report_accuracy(when, out, model, tokenizer, benchmarks, flags, state, sampler=None):
-    """Log the greedy accuracy "before" or "after" training; then print the table of both. `state`
-    has what a resumed run had measured before."""
-    if when in state:
-        return
-    state[when] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens, flags.rows,
-                                  sampler)
-    log_row(out, {"step": state["step"], when: state[when]})
-    if when == "after":
-        print("greedy accuracy   before   after" if benchmarks else "no --eval_data: not evaluated")
-        for name in benchmarks:
-            print(f"{name:16}  {state['before'][name]:6.3f}  {state['after'][name]:6.3f}")
+@dataclass
+class Run:
+    """What a training loop works on. Without `out` it neither logs nor saves."""
+    flags: object
+    model: torch.nn.Module
+    tokenizer: object
+    optimizer: torch.optim.Optimizer
+    sampler: object = None              # None: every evaluation makes its own
+    benchmarks: dict = None             # {title: problems} of --eval_data
+    state: dict = field(default_factory=lambda: {"step": 0, "bad": 0})       # kept in trainer.pt
+    out: Path = None
+    room: int = 0                       # --max_new_tokens, or what the model has room for
+    inputs: dict = None                 # all that the run reads, by the flag that names it
+
+    def begin(self):
+        """Nothing can be refused any more: claim --out, and evaluate."""
+        fresh = self.state["step"] == 0
+        out, record = open_run(self.flags, **self.inputs)
+        if fresh:
+            self.state.update(record)
+        elif {**self.state, **record} != self.state:
+            raise InputError(f"--resume: {out}/checkpoint is of another run, name another --out")
+        # The log keeps a row from before training and one a step. Later rows will be rewritten.
+        rows = read_log(out / "metrics.jsonl")
+        write_rows(out / "metrics.jsonl", [] if fresh else rows[:self.state["step"] + 1])
+        if (out / "checkpoint").exists():      # what a kill in save_checkpoint left beside it
+            shutil.rmtree(out / "checkpoint.new", ignore_errors=True)
+            shutil.rmtree(out / "checkpoint.old", ignore_errors=True)
+        self.flags.max_new_tokens = self.room
+        self.measure("before")
+
+    def end_step(self, row):
+        """Log a step and save what is due. Ten dropped updates in a row end the run."""
+        state = self.state
+        state["step"] += 1
+        state["bad"] += 1
+        if math.isfinite(row["loss"] + row["grad_norm"]):
+            state["bad"] = 0
+        if state["bad"] == 10:
+            raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
+                             "--lr, check the data")
+        if self.out:
+            log_row(self.out, {"step": state["step"], **row})
+            if state["step"] % self.flags.save_every == 0 or state["step"] == self.flags.steps:
+                save_checkpoint(self.out, self.model, self.tokenizer, self.optimizer, state)
+
+    def accuracy(self):
+        """{title: share of the benchmark answered rightly, greedily}."""
+        return greedy_accuracy(self.model, self.tokenizer, self.benchmarks,
+                               self.flags.max_new_tokens, self.flags.rows, self.sampler)
+
+    def measure(self, when):
+        """Log the accuracy "before" or "after" training, unless a resumed run has done so."""
+        if when not in self.state:
+            self.state[when] = self.accuracy()
+            log_row(self.out, {"step": self.state["step"], when: self.state[when]})
+
+    def end(self):
+        """Evaluate again, and print the table of both."""
+        self.measure("after")
+        before, after = self.state["before"], self.state["after"]
+        print("greedy accuracy   before   after" if before else "no --eval_data: not evaluated")
+        for name in before:
+            print(f"{name:16}  {before[name]:6.3f}  {after[name]:6.3f}")
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -402,16 +438,13 @@ def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
     problems = load_problems(flags.data, ("solution",), flags.seed)
-    benchmarks = load_benchmarks([flags.eval_data])
-    model, tokenizer, optimizer, state = start_run(flags)
-    rows = demonstration_rows(model, tokenizer, problems, flags.max_tokens)
-    encode(tokenizer, sum(benchmarks.values(), []), context_length(model), demos=False)    # it fits
-    out = claim_run(flags, state, data=problems, eval_data=benchmarks)
+    run = start_run(flags, problems)
+    rows = demonstration_rows(run.model, run.tokenizer, problems, flags.max_tokens)
+    run.begin()
     if flags.steps == 0:
         flags.steps = max(1, math.ceil(flags.epochs * len(rows) / flags.batch))
-    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
-    train_supervised(model, tokenizer, rows, flags, optimizer, state, out)
-    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state)
+    train_supervised(run, rows)
+    run.end()
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ sure are pushed: these are the decisions. If you know GRPO, these lines change:
     prefix_length      the prefix is its first L = floor(l |y*|) tokens, with l ~ U(low_t, high)
     prefix_window      low_t falls, so prefixes become shorter as training goes on
     advantages         A = reward minus the mean of all N, not divided (Dr.GRPO), for every token
-    entropy_clip       A stays on the 20 % of prefix tokens with the highest entropy, else it is 0
+    entropy_clip       but in prefixes only the 20 % of tokens with the highest entropy keep their A
     update             old_logp is computed here, for prefix tokens as for all others
 
 The released code differs: it has other advantages (--advantage code), it clips each micro-batch by
 the entropy of the current policy, and it has a dual clip of 3, an entropy bonus of 0.001 and a
-shortest prefix. Left out: KL terms, critics, several GPUs (bridges/), ReLIFT. LUFFY, UFT and the
-static weight are in experiments/relatives.py.
+minimum prefix length. Left out: KL terms, critics, several GPUs (bridges/), ReLIFT. LUFFY, UFT and
+the static weight are in experiments/relatives.py.
 
     python prefix_rft.py                              the toy on a CPU, in two minutes
     python prefix_rft.py --method rft --out runs/rft  what happens without demonstrations
@@ -37,9 +37,8 @@ import torch
 from tqdm import tqdm
 
 from ddt import batch_stats, micro_batches, token_texts
-from eval import (InputError, context_length, encode, flag, greedy_accuracy, load_benchmarks,
-                  load_problems, new_sampler, printable, run_script)
-from idft import claim_run, draw_batch, end_step, optimizer_step, report_accuracy, start_run
+from eval import InputError, encode, flag, load_problems, printable, run_script
+from idft import draw_batch, optimizer_step, start_run
 from reward import rewards
 
 # Relatives that are only settings: --method sets these flags.
@@ -261,7 +260,7 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
             metrics["clipped_tokens"] += clipped.sum().item()
             metrics["update_tokens"] += len(adv)
 
-        # 5. One optimizer step a mini-batch.
+        # 5. One optimizer step per mini-batch.
         metrics["grad_norm"] += optimizer_step(model, optimizer, flags.lr, step_loss)
         metrics["loss"] += step_loss
         metrics["updates"] += 1
@@ -271,8 +270,8 @@ def update(model, optimizer, rollouts, flags, generator=None, entropy_clip=entro
 
 
 def prepare_problems(tokenizer, problems, max_new_tokens):
-    """Problems -> dicts with "prompt" (ids), "demos" (lists of ids), "answer". A demonstration of
-    over max_new_tokens is left out: it could not end, would earn 0, and be taught as wrong."""
+    """Problems -> dicts with "prompt" (ids), "demos" (lists of ids), "answer". Demonstrations of
+    over max_new_tokens are left out: they could not end, would earn 0 and be taught as wrong."""
     prepared, left_out = [], 0
     for row in encode(tokenizer, problems):
         fitting = [demo for demo in row["demos"] if len(demo) <= max_new_tokens]
@@ -320,16 +319,16 @@ def show_rollouts(tokenizer, rollouts, when):
         tqdm.write("    " + printable("".join(texts)))
 
 
-def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out=None,
-                 benchmarks=None, starting={}, learning={}):
-    """The loop, from state["step"] to flags.steps. A step's number seeds all that is random in it.
-    A relative passes functions to sample_rollouts (starting) and to update (learning)."""
-    bar = tqdm(range(state["step"], flags.steps), leave=False)
+def train_policy(run, problems, starting={}, learning={}):
+    """The loop, from the step where `run` is to --steps. A step's number seeds all that is random
+    in it. A relative passes functions to sample_rollouts (starting) and to update (learning)."""
+    flags = run.flags
+    bar = tqdm(range(run.state["step"], flags.steps), leave=False)
     for step in bar:
         start = time.perf_counter()
-        sampler.sync(model)
+        run.sampler.sync(run.model)
         batch = draw_batch(problems, flags.batch, step, flags.seed)
-        rollouts = sample_rollouts(sampler, tokenizer, batch, flags, step, **starting)
+        rollouts = sample_rollouts(run.sampler, run.tokenizer, batch, flags, step, **starting)
         row = describe(rollouts)
         row["low"], _ = prefix_window(step, flags.steps, low_end=flags.low_end,
                                       schedule=flags.schedule)
@@ -337,16 +336,15 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
         row["rollout_tokens_per_s"] = row["tokens"] / row["rollout_s"]
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
-        row |= update(model, optimizer, rollouts, flags, generator, **learning)
+        row |= update(run.model, run.optimizer, rollouts, flags, generator, **learning)
         row["update_s"] = time.perf_counter() - start
         row["update_tokens_per_s"] = row["update_tokens"] / row["update_s"]
         bar.set_postfix(reward=row["reward"], refresh=False)
-        if out and step in (0, flags.steps - 1):
-            show_rollouts(tokenizer, rollouts, f"of step {step + 1}")
+        if run.out and step in (0, flags.steps - 1):
+            show_rollouts(run.tokenizer, rollouts, f"of step {step + 1}")
         if flags.eval_every and (step + 1) % flags.eval_every == 0:
-            row["accuracy"] = greedy_accuracy(model, tokenizer, benchmarks, flags.max_new_tokens,
-                                              sampler=sampler)
-        end_step(out, model, tokenizer, optimizer, state, row, flags)
+            row["accuracy"] = run.accuracy()
+        run.end_step(row)
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -355,7 +353,7 @@ def train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, o
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory (of idft.py: SFT-then-RFT) or a Hub id")
     data: str = flag("toy", "problems with demonstrations: toy, a JSON(L) file or hf://...")
-    eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...")
+    eval_data: str = flag("", "evaluated before and after training: toy, JSON(L) file or hf://...")
     out: str = flag("runs/prefix_rft", "directory for metrics.jsonl and checkpoint/")
     method: Literal[tuple(METHODS)] = flag("prefix_rft", "sets the flags in its row of METHODS")
     schedule: Literal["cosine", "linear", "uniform", "none"] = flag("cosine", "how low_t moves [P]")
@@ -368,8 +366,8 @@ class Flags:
     advantage: Literal["paper", "code"] = flag("paper", "the baseline, see advantages() [P]")
     steps: int = flag(500, "batches of rollouts [P]", 1)
     batch: int = flag(128, "problems in a batch [P]", 1, 10**5)
-    n: int = flag(8, "rollouts a problem; one alone has no baseline [P]", 2, 10**4)
-    mini_batches: int = flag(2, "optimizer steps a batch; with 1 the clip cannot act", 1)
+    n: int = flag(8, "rollouts per problem; one alone has no baseline [P]", 2, 10**4)
+    mini_batches: int = flag(2, "optimizer steps per batch; with 1 the clip cannot act", 1)
     lr: float = flag(1e-6, "learning rate, constant [P]", 0, 10)
     clip_ratio: float = flag(0.2, "PPO clip [P]", 1e-6)
     temperature: float = flag(1.0, "for sampling rollouts [P]", 1e-3, 100)
@@ -408,21 +406,11 @@ def check(flags, problems):
 def main(flags, starting={}, learning={}):
     problems = load_problems(flags.data, seed=flags.seed)
     check(flags, problems)
-    benchmarks = load_benchmarks([flags.eval_data])
-    model, tokenizer, optimizer, state = start_run(flags)
-
-    # One sampler for rollouts and evaluations, with room for a whole response to every prompt.
-    everything = sum(benchmarks.values(), problems)
-    everything = encode(tokenizer, everything, context_length(model), demos=False)
-    prompts = [row["prompt"] for row in everything]
-    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
-    out = claim_run(flags, state, data=problems, eval_data=benchmarks)
-    flags.max_new_tokens = room
-    problems = prepare_problems(tokenizer, problems, flags.max_new_tokens)
-    report_accuracy("before", out, model, tokenizer, benchmarks, flags, state, sampler)
-    train_policy(model, tokenizer, problems, flags, sampler, optimizer, state, out, benchmarks,
-                 starting, learning)
-    report_accuracy("after", out, model, tokenizer, benchmarks, flags, state, sampler)
+    run = start_run(flags, problems, sampling=True)
+    prepared = prepare_problems(run.tokenizer, problems, run.room)
+    run.begin()
+    train_policy(run, prepared, starting, learning)
+    run.end()
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def base_model(seed=0):
     recipe = f"{Path(__file__).read_text()} {seed} {torch.__version__} {transformers.__version__}"
     key = hashlib.sha256(recipe.encode()).hexdigest()
     folder = None
-    with contextlib.suppress(Exception):           # no home, or what lies there is damaged
+    with contextlib.suppress(Exception):           # no home folder, or a damaged cache
         folder = Path.home() / ".cache" / "prefix-rft-toy" / key
         model, found = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
         if not any(found.values()):                # no weight is missing
@@ -302,14 +302,14 @@ def base_model(seed=0):
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
 
-    # On one thread: sums depend on how many, and more are no faster here.
+    # One thread: the sums depend on the number of threads, and more are no faster here.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         model, tok = pretrain(seed)
     finally:
         torch.set_num_threads(threads)
-    with contextlib.suppress(Exception):           # no place to keep it, or another was first
+    with contextlib.suppress(Exception):           # it cannot be kept, or another was first
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             model.save_pretrained(f"{scratch}/base")

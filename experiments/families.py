@@ -83,7 +83,8 @@ MORE = {
 VARIANTS = {
     "llama4_text, full attention": ("llama4_text", {**MORE["llama4_text"],
                                                     "layer_types": ["full_attention"] * 4}),
-    "llama4_text, short chunks": ("llama4_text", dict(MORE["llama4_text"])),
+    "llama4_text, short chunks": ("llama4_text", {**MORE["llama4_text"],
+                                                  "attention_chunk_size": WINDOW}),
     "phi3, window": ("phi3", {"sliding_window": WINDOW}),
     "qwen2, no window": ("qwen2", {"use_sliding_window": False}),
 }

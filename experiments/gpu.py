@@ -279,10 +279,9 @@ def large_toy(size):
     prompts = [problem["prompt"] for problem in problems]
     sampler, _ = new_sampler(model, prompts, 128, rows=8 * size.batch)
     tests = {"hard": toy.problems("hard", size.problems // 8)}
-    optimizer, state = idft.new_optimizer(model), {"step": 0, "bad": 0}
+    run = idft.Run(flags, model, tokenizer, idft.new_optimizer(model), sampler)
     before = greedy_accuracy(model, tokenizer, tests, 96, sampler=sampler)
-    took, _ = timed(lambda: prefix_rft.train_policy(
-        model, tokenizer, problems, flags, sampler, optimizer, state))
+    took, _ = timed(lambda: prefix_rft.train_policy(run, problems))
     sampler.sync(model)
     after = greedy_accuracy(model, tokenizer, tests, 96, sampler=sampler)
     print(f"{size.steps} steps of {size.batch} x {flags.n} rollouts: {took / size.steps:.2f} s "

@@ -4,8 +4,8 @@ online.py - on-policy SFT in rounds: retell with the model as it now is, train, 
 Texts that a model retold before training are its own no longer once it has learnt. Here every round
 takes its share of the problems, rewrites them as hinted_decode.py does, and learns from what is
 right for its share of the steps; every problem is rewritten once. --rounds 1 is the offline method.
-The online loop is on the to-do list of Towards On-Policy SFT (https://arxiv.org/abs/2602.12222);
-its authors have not released one, and all numbers here are ours.
+The authors of Towards On-Policy SFT (https://arxiv.org/abs/2602.12222) once planned such a loop;
+it left their plan in March 2026 without a release, and all numbers here are ours.
 
 A step learns from a fixed number of tokens, since texts get shorter or longer from round to round.
 Left out: --resume. A run leaves its texts and a checkpoint a round.
@@ -89,10 +89,10 @@ def main(flags):
     idft.checkpoint_activations(model, above=idft.KEEP)
     writer = hinted_decode.Writer(model, tokenizer, problems, retelling)
     optimizer = idft.new_optimizer(model)
-    state = {"step": 0}
     out, _ = open_run(flags, data=problems, eval_data=benchmarks,
                       model=fingerprint(model, tokenizer))
-    idft.report_accuracy("before", out, model, tokenizer, benchmarks, flags, state)
+    run = idft.Run(flags, model, tokenizer, optimizer, None, benchmarks, {"step": 0}, out)
+    run.measure("before")
 
     for number in range(flags.rounds):
         part = writer.problems[number::flags.rounds]
@@ -101,13 +101,13 @@ def main(flags):
         print(f"round {number + 1}: {len(part)} problems, {own} answered rightly, "
               f"{len(texts) - own} retold rightly")
         first = number * flags.steps // flags.rounds
-        state["step"] = (number + 1) * flags.steps // flags.rounds
+        run.state["step"] = (number + 1) * flags.steps // flags.rounds
         if texts:                                      # a round without a text loses its steps
-            train_on_texts(model, tokenizer, texts, optimizer, range(first, state["step"]), flags,
-                           out)
+            train_on_texts(model, tokenizer, texts, optimizer, range(first, run.state["step"]),
+                           flags, out)
         write_rows(out / f"round-{number + 1}.jsonl", texts)
-        idft.save_checkpoint(out, model, tokenizer, optimizer, state)
-    idft.report_accuracy("after", out, model, tokenizer, benchmarks, flags, state)
+        idft.save_checkpoint(out, model, tokenizer, optimizer, run.state)
+    run.end()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ The loop is that of prefix_rft.py; a relative replaces some of its functions (VA
     learning    arguments of update: entropy_clip, and prefix_loss(logp, adv) -> the loss of prefix
                 tokens; all other tokens keep policy_loss
 
-    static     the loss of every prefix token is -0.001 log p (2507.01679, Table 8)
+    static     -0.001 log p is the loss of a prefix token, whatever the reward (2507.01679, Table 8)
     luffy      https://arxiv.org/abs/2504.14945: one of the n rollouts is a whole demonstration. Its
                tokens get p / (p + 0.1) in place of the ratio. Nothing is clipped. LUFFY's code
                takes its baseline from the plain rollouts alone: --advantage code
@@ -27,7 +27,7 @@ import prefix_rft
 from eval import InputError, flag, run_script
 from prefix_rft import TOY
 
-# The flags that each method sets. prefix_loss "all": no entropy clipping. schedule "none": its own.
+# The flags that each method sets. "all": no entropy clipping. "none": a schedule of its own.
 METHODS = {
     "static": {"schedule": "cosine", "hybrids": 1, "prefix_loss": "all"},
     "luffy": {"schedule": "none", "hybrids": 1, "prefix_loss": "all", "clip_ratio": 1e9},

@@ -1,14 +1,19 @@
 """
 rl.py - Prefix-RFT and its relatives on the toy, each tuned, each on five seeds.
 
-Every arm gets the same training problems, the same number of optimizer batches and the same number
-of sequences in each: a supervised arm reads batch * n demonstrations where a policy arm learns from
-batch * n rollouts, and SFT-then-RFT spends half of the steps on each. Rates are tuned as sweep.py
-says; SFT-then-RFT has one rate for both halves.
+Every arm gets the same training problems and the same budget (function `budget`): as many sequences
+in as many optimizer steps. A policy arm learns from a batch of batch * n rollouts in two steps of
+half of them; so a supervised arm takes two steps of as many demonstrations, and SFT-then-RFT takes
+the supervised ones first. Rates are tuned as sweep.py says; SFT-then-RFT has a rate for each stage,
+and the share of the first is tuned, too.
 
 An arm is a dict:
-    supervised    share of the steps that learns from demonstrations, first; with "loss"
-    method        the row of METHODS for the other steps; "flags" on top of it
+    supervised    share of the batches that reads demonstrations, first; with "loss"
+    two_stages    the share and both rates are tuned
+    weighting     arguments of idft.token_weight
+    distill       who teaches, see distill.py
+    method        the row of METHODS for the other batches; "flags" on top of it
+    variant       the row of VARIANTS, if it is not that of the method
     data          arguments of experts.problems: wrong demonstrations, weaker experts
     demo_share    share of the problems that keep their demonstration
     samples       answers a problem for pass@k, if not 8
@@ -25,26 +30,49 @@ import idft
 import prefix_rft
 import toy
 from eval import load_model, new_sampler, prompt_ids, run_script, stop_ids
-from experiments import experts, relatives
+from hinted_decode import contexts
+from experiments import distill, experts, hpt, relatives
 from experiments.sweep import SPLITS, Flags, learning_curve, measure, results_file, sweep
+from experiments.weights import weight_of
 
 METHODS = {**prefix_rft.METHODS, **relatives.METHODS}
+
+
+def own_decisions(adv, prefix, entropy, keep, how, generator):
+    """In the place of entropy_clip: of what the model wrote, only the share `keep` of the highest
+    entropy keeps its advantage."""
+    return prefix_rft.entropy_clip(adv, ~prefix, entropy, keep, "top")
+
+
+# Functions in the place of some of prefix_rft.py, as in relatives.py.
+VARIANTS = {**relatives.VARIANTS, "own decisions": {"learning": {"entropy_clip": own_decisions}},
+            "hpt": hpt.VARIANT}
 
 MAIN = {
     "base": {"lr": 0.0, "steps": 0, "samples": 64},
     "sft": {"supervised": 1.0, "loss": "sft"},
     "dft": {"supervised": 1.0, "loss": "dft"},
     "idft": {"supervised": 1.0, "loss": "idft"},
+    "idft, gamma_max 1": {"supervised": 1.0, "loss": "idft", "weighting": {"gamma_max": 1.0}},
+    "idft, gamma_max 0.5": {"supervised": 1.0, "loss": "idft", "weighting": {"gamma_max": 0.5}},
     "rft": {"method": "rft", "samples": 64},
-    "sft_rft": {"supervised": 0.5, "loss": "sft", "method": "rft", "samples": 64},
+    # Is it the clipping alone? That of prefix_rft, without a prefix.
+    "rft, own top 20 %": {"method": "rft", "variant": "own decisions"},
+    "sft_rft": {"two_stages": True, "loss": "sft", "method": "rft", "samples": 64},
     "luffy": {"method": "luffy", "samples": 64},
     "luffy code": {"method": "luffy", "flags": {"advantage": "code"}},
     "uft": {"method": "uft"},
     "prefix_rl": {"method": "prefix_rl"},
+    # Prefixes behind which the base finds the end.
+    "prefix_rl, long prefixes": {"method": "prefix_rl", "flags": {"low_end": 0.8}},
+    "dr_po": {"method": "dr_po"},
+    "hpt": {"method": "rft", "variant": "hpt"},
     "frozen": {"method": "frozen"},
     "static": {"method": "static"},
     "prefix_rft": {"method": "prefix_rft", "samples": 64},
     "prefix_rft code": {"method": "prefix_rft", "flags": {"advantage": "code"}},
+    "sdft": {"distill": "now"},
+    "sdft, base teaches": {"distill": "base"},
 }
 
 ABLATIONS = {
@@ -80,17 +108,31 @@ for name, change in DATA.items():
 for name in ("prefix_rft", "luffy", "sft_rft", "sft", "rft"):
     ARMS[f"{name}, 80 batches"] = {**MAIN[name], "steps": 80, "samples": 8, "tune_like": name}
 
+N = prefix_rft.Flags().n                         # rollouts a problem
 COLUMNS = {split: split for split in SPLITS}
-COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "pass@64": "pass@64",
-            "area under curve": "auc", "steps to 0.5": "steps_to_half", "seconds": "seconds"}
+COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "area under curve": "auc",
+            "easy when hard is 0.3": "easy_at_0.3", "optimizer steps": "optimizer_steps",
+            "tokens sampled": "tokens_sampled", "tokens trained": "tokens_trained"}
+
+
+def budget(arm):
+    """What an arm may spend -> its batches of demonstrations, its batches of rollouts, and how many
+    sequences an optimizer step learns from. The one place where this is decided: whatever the arm,
+    steps * batch * N sequences in steps * mini_batches optimizer steps."""
+    reading = round(arm.get("supervised", 0) * arm["steps"])
+    sequences = arm["batch"] * N // arm["mini_batches"]
+    return reading, arm["steps"] - reading, sequences
 
 
 def new_world(seed, max_new_tokens, demo_share=1.0, **data):
     """The toy of a seed: model, tokenizer, training problems (as from prepare_problems), a sampler
-    with room for them and for every test, and that room. data: arguments of experts.problems."""
+    with room for them and for every test, and that room. Problems also have "hinted", the context
+    in which the demonstration is seen. data: arguments of experts.problems."""
     model, tokenizer = load_model("toy", torch.device("cpu"), seed)
-    problems = experts.problems("train", seed=seed, **data)
-    problems = prefix_rft.prepare_problems(tokenizer, problems, max_new_tokens)
+    told = experts.problems("train", seed=seed, **data)
+    problems = prefix_rft.prepare_problems(tokenizer, told, max_new_tokens)
+    for problem, row in zip(problems, told):
+        problem["hinted"], _ = contexts(tokenizer, row)
     keep_demonstrations(problems, demo_share, seed)
     prompts = [problem["prompt"] for problem in problems]
     for problem in toy.problems("longer"):
@@ -110,7 +152,7 @@ def keep_demonstrations(problems, share, seed):
 
 def supervised_steps(model, problems, flags, weigh=idft.token_weight):
     """-> learn(step), a step of idft.train_supervised on the demonstrations; it returns the tokens
-    trained and the tokens sampled."""
+    trained, the tokens sampled and the optimizer steps."""
     optimizer = idft.new_optimizer(model)
     rows = []
     for problem in problems:
@@ -121,15 +163,16 @@ def supervised_steps(model, problems, flags, weigh=idft.token_weight):
         batch = idft.draw_batch(rows, flags.batch, step, flags.seed)
         lr = idft.learning_rate(step, flags.steps, flags.lr, flags.warmup)
         row = idft.supervised_step(model, optimizer, batch, lr, flags, weigh=weigh)
-        return row["tokens"], 0
+        return row["tokens"], 0, 1
     return learn
 
 
-def policy_steps(model, tokenizer, problems, flags, sampler):
-    """-> learn(step), a step of prefix_rft.train_policy; it returns the same."""
+def policy_steps(model, tokenizer, problems, flags, sampler, name):
+    """-> learn(batch), a step of prefix_rft.train_policy with the row `name` of VARIANTS, if there
+    is one; it returns the same."""
     optimizer = idft.new_optimizer(model)
     stop = stop_ids(model, tokenizer)
-    variant = relatives.VARIANTS.get(flags.method, {})
+    variant = VARIANTS.get(name, {})
 
     def learn(step):
         # Roll out with the policy as it is, score, update: in --mini_batches optimizer steps.
@@ -137,10 +180,13 @@ def policy_steps(model, tokenizer, problems, flags, sampler):
         batch = idft.draw_batch(problems, flags.batch, step, flags.seed)
         rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, batch, flags, step, stop,
                                               **variant.get("starting", {}))
+        sampled = prefix_rft.describe(rollouts)["tokens"]
+        if name == "hpt":
+            rollouts = hpt.demonstrate_failures(rollouts, batch, flags.n)
         generator = torch.Generator().manual_seed(flags.seed * 1_000_003 + step)
         row = prefix_rft.update(model, optimizer, rollouts, flags, generator,
                                 **variant.get("learning", {}))
-        return row["update_tokens"], prefix_rft.describe(rollouts)["tokens"]
+        return row["update_tokens"], sampled, row["updates"]
     return learn
 
 
@@ -151,50 +197,64 @@ def policy_flags(arm, steps, lr, seed):
     if "method" in arm:
         settings |= {"method": arm["method"], **METHODS[arm["method"]]}
     settings |= arm.get("flags", {})
-    settings |= {"steps": steps, "lr": lr, "seed": seed}
+    settings |= {"steps": steps, "lr": lr, "seed": seed, "mini_batches": arm["mini_batches"]}
     return prefix_rft.Flags(**settings)
 
 
 def run(arm, lr, seed, stage):
     """Train one arm on the toy of a seed -> its figures."""
-    steps = arm["steps"]
-    first = round(arm.get("supervised", 0) * steps)                # supervised steps
-    flags = policy_flags(arm, steps - first, lr, seed)
+    reading, exploring, sequences = budget(arm)
+    updates = arm["mini_batches"]                              # optimizer steps a batch
+    flags = policy_flags(arm, exploring, lr, seed)
 
     # The world of this seed; the same for every arm but for its demonstrations.
     model, tokenizer, problems, sampler, room = new_world(
         seed, flags.max_new_tokens, arm.get("demo_share", 1.0), **arm.get("data", {}))
 
-    # Most arms have one of these two halves. Each has an optimizer of its own.
-    if first:
-        reading = idft.Flags(loss=arm["loss"], steps=first, batch=flags.batch * flags.n, lr=lr,
-                             seed=seed)
-        imitate = supervised_steps(model, problems, reading)
-    explore = policy_steps(model, tokenizer, problems, flags, sampler)
-    spent = {"tokens_trained": 0, "tokens_sampled": 0}
+    # Most arms have one of these two stages. Each has an optimizer of its own.
+    if reading:
+        book = idft.Flags(steps=reading * updates, batch=sequences, lr=arm.get("sft_lr", lr),
+                          seed=seed, **arm.get("weighting", {}))
+        if arm["loss"] in ("sft", "dft", "idft"):
+            book.loss = arm["loss"]
+        imitate = supervised_steps(model, problems, book, weight_of(arm, len(tokenizer)))
+    if "distill" in arm:
+        explore = distill.distill_steps(model, tokenizer, problems, flags, sampler, arm["distill"])
+    else:
+        variant = arm.get("variant", arm.get("method"))
+        explore = policy_steps(model, tokenizer, problems, flags, sampler, variant)
+    spent = {"tokens_trained": 0, "tokens_sampled": 0, "optimizer_steps": 0}
 
-    def learn(step):
-        if step < first:
-            trained, sampled = imitate(step)
+    def count(figures):
+        for name, amount in zip(spent, figures):
+            spent[name] += amount
+
+    def learn(batch):
+        if batch >= reading:
+            count(explore(batch - reading))
         else:
-            trained, sampled = explore(step - first)
-        spent["tokens_trained"] += trained
-        spent["tokens_sampled"] += sampled
+            for i in range(updates):
+                count(imitate(batch * updates + i))
 
     # Tuning needs no curve.
     curve = {}
     if stage == "report":
-        curve = learning_curve(model, tokenizer, steps, learn, room, sampler)
+        curve = learning_curve(model, tokenizer, arm["steps"], learn, room, sampler)
     else:
-        for step in range(steps):
-            learn(step)
+        for batch in range(arm["steps"]):
+            learn(batch)
     row = measure(model, tokenizer, stage, room, sampler, arm.get("samples", 8))
     return {**row, **curve, **spent}
 
 
-def main(flags):
+def common_settings():
+    """What all arms share."""
     common = {name: prefix_rft.TOY[name] for name in ("steps", "batch", "max_new_tokens")}
-    sweep(results_file(flags, "rl"), run, ARMS, common, flags, COLUMNS)
+    return {**common, "mini_batches": prefix_rft.Flags().mini_batches}
+
+
+def main(flags):
+    sweep(results_file(flags, "rl"), run, ARMS, common_settings(), flags, COLUMNS)
 
 
 if __name__ == "__main__":

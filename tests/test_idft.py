@@ -334,10 +334,7 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     supervised_step(model, optimizer, rows, 1e-2, flags)
     before = copy.deepcopy(model.state_dict())
     moments = copy.deepcopy(optimizer.state_dict()["state"])
-    state = {"step": 0, "bad": 0}
-
-    def end_step(row):
-        idft.end_step(None, model, None, optimizer, state, row, flags)
+    run = idft.Run(flags, model, None, optimizer)
 
     def unchanged():
         after = optimizer.state_dict()["state"]
@@ -348,9 +345,9 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     # The loss is fine, its gradient not.
     hook = next(model.parameters()).register_hook(lambda gradient: gradient * math.nan)
     row = supervised_step(model, optimizer, rows, 1e-2, flags)
-    end_step(row)
+    run.end_step(row)
     assert unchanged() and math.isfinite(row["loss"]) and not math.isfinite(row["grad_norm"])
-    assert state == {"step": 1, "bad": 1}
+    assert run.state == {"step": 1, "bad": 1}
     hook.remove()
 
     # The gradient is fine, the loss not.
@@ -360,14 +357,14 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
 
     monkeypatch.setattr(idft, "batch_stats", infinite)
     row = supervised_step(model, optimizer, [([5], [5, 6, 1])], 1e-2, flags)
-    end_step(row)
+    run.end_step(row)
     assert unchanged() and row["loss"] == math.inf and math.isfinite(row["grad_norm"])
-    assert state == {"step": 2, "bad": 2}
+    assert run.state == {"step": 2, "bad": 2}
     monkeypatch.undo()
 
     row = supervised_step(model, optimizer, rows, 1e-2, flags)                  # and on it goes
-    end_step(row)
-    assert not unchanged() and state == {"step": 3, "bad": 0}
+    run.end_step(row)
+    assert not unchanged() and run.state == {"step": 3, "bad": 0}
 
 
 # ---- memory: recomputed activations, weights in main memory -------------------------------------
@@ -414,8 +411,9 @@ def test_only_a_micro_batch_that_would_keep_much_is_recomputed():
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_run_recomputes_unless_told_otherwise(keep, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(idft, "KEEP", 0)
-    model, *_ = idft.start_run(Flags(model=tiny_checkpoint, out=str(tmp_path / "run"),
-                                     device="cpu", keep_activations=keep))
+    flags = Flags(model=tiny_checkpoint, out=str(tmp_path / "run"), device="cpu",
+                  keep_activations=keep)
+    model = idft.start_run(flags, []).model
     calls = []
     model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     batch_stats(model, small_rows(1))[0].sum().backward()
@@ -501,23 +499,24 @@ def test_an_offloaded_run_resumes_bit_for_bit_and_saves_float32(tiny_checkpoint,
     def offloaded(out, resume=False):
         flags = Flags(model=tiny_checkpoint, out=str(tmp_path / out), offload=True, device="cpu",
                       resume=resume)
-        return flags, *idft.start_run(flags)
+        return idft.start_run(flags, [])
 
-    _, model, _, optimizer, _ = offloaded("whole")
-    train(model, optimizer, 6)
-    flags, half, tokenizer, half_optimizer, state = offloaded("half")
-    out = idft.claim_run(flags, state)
-    train(half, half_optimizer, 3)
-    idft.save_checkpoint(out, half, tokenizer, half_optimizer, {**state, "step": 3})
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    whole = offloaded("whole")
+    train(whole.model, whole.optimizer, 6)
+    half = offloaded("half")
+    half.begin()
+    train(half.model, half.optimizer, 3)
+    half.state["step"] = 3
+    idft.save_checkpoint(half.out, half.model, half.tokenizer, half.optimizer, half.state)
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
 
-    saved = AutoModelForCausalLM.from_pretrained(out / "checkpoint")
-    for p, weight in zip(saved.parameters(), weights(half_optimizer)):
+    saved = AutoModelForCausalLM.from_pretrained(half.out / "checkpoint")
+    for p, weight in zip(saved.parameters(), weights(half.optimizer)):
         assert p.dtype == torch.float32 and torch.equal(p, weight)
-    _, resumed, _, resumed_optimizer, state = offloaded("half", resume=True)
-    assert state["step"] == 3
-    train(resumed, resumed_optimizer, 3, first=3)
-    for one, other in zip(weights(optimizer), weights(resumed_optimizer)):
+    resumed = offloaded("half", resume=True)
+    assert resumed.state["step"] == 3
+    train(resumed.model, resumed.optimizer, 3, first=3)
+    for one, other in zip(weights(whole.optimizer), weights(resumed.optimizer)):
         assert torch.equal(one, other)
 
 
@@ -630,7 +629,7 @@ def test_resume_before_the_first_checkpoint_starts_over(tiny_checkpoint, data, t
     rows = logged(tmp_path / "whole")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]    # half of 12, 2 a step
     out = tmp_path / "run"
-    with mock.patch.object(idft, "end_step", side_effect=KeyboardInterrupt):
+    with mock.patch.object(idft.Run, "end_step", side_effect=KeyboardInterrupt):
         with pytest.raises(SystemExit):
             run_here(idft, *argv, "--out", out)
     (out / "metrics.jsonl").write_text('{"step": 0, "before": {}}\n{"step": 1, "loss": 3.0}\n{"st')

@@ -1,8 +1,11 @@
 """A pretrained language model: what the toy shows holds of it, and every script takes a step on it.
-Skipped unless the environment variable SMOLLM2 names a checkpoint, as smollm2.py makes one."""
+Skipped unless the environment variable SMOLLM2 names a checkpoint, as smollm2.py makes one; the
+comparison that experiments/language.py makes with it is tested without."""
 
+import copy
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -16,6 +19,8 @@ import prefix_rft
 from conftest import run_here, word_problems                            # puts the root on the path
 from ddt import all_stats, cll, response_stats
 from eval import load_model, new_sampler, prompt_ids, stop_ids
+from experiments import language
+from reward import reward
 
 CHECKPOINT = os.environ.get("SMOLLM2", "")
 on_smollm2 = pytest.mark.skipif(not os.path.isdir(CHECKPOINT),
@@ -109,3 +114,44 @@ def test_every_script_takes_a_step(tmp_path, capsys, monkeypatch):
     run_here(evaluation, "--model", "runs/prefix_rft/checkpoint", *data, "--max_new_tokens", 24)
     shutil.rmtree("runs/prefix_rft")
     assert "data" in capsys.readouterr().out
+
+
+# ---- the comparison in language -----------------------------------------------------------------
+
+def test_the_answer_follows_from_the_facts_and_cannot_be_read_off():
+    """Walked anew from the words of the problem, in either voice; and the circle has no end at
+    which somebody could be recognised."""
+    for voice in ("expert", "foreign"):
+        for problem in language.new_problems("hard", 20, 0, voice):
+            facts, question = problem["problem"][1]["content"].split("\n")
+            tells = dict(fact.split(" tells ") for fact in facts[:-1].split(". "))
+            assert sorted(tells) == sorted(tells.values())
+            person = question.split()[0]
+            walked = [person]
+            for _ in range(language.HOPS["hard"]):
+                walked.append(tells[walked[-1]])
+            assert problem["answer"] == walked[-1]
+            words = re.findall("[A-Z][a-z]+", problem["solution"])
+            pairs = list(zip(walked, walked[1:]))
+            told = list(zip(words[0:4:2], words[1:4:2]))
+            assert told == (pairs if voice == "expert" else [(b, a) for a, b in pairs])
+            assert reward(problem["solution"], problem["answer"]) == 1.0
+
+
+def test_every_arm_learns_from_as_many_sequences_in_as_many_steps(tiny_checkpoint, monkeypatch):
+    base, tokenizer = load_model(tiny_checkpoint, torch.device("cpu"))
+    monkeypatch.setattr(language, "MAX_NEW_TOKENS", 64)        # this tokenizer spells more
+    monkeypatch.setattr(language, "retell", lambda model, tokenizer, problems, beta, seed: problems)
+    for name, arm in language.ARMS.items():
+        if name == "base":
+            continue
+        arm = {**language.COMMON, "steps": 2, "batch": 2, "n": 2, **arm}
+        model = copy.deepcopy(base)
+        spent = language.train(model, tokenizer, arm, 1e-2, seed=0)
+        assert spent["sequences"] == 8
+        # A batch of rollouts that are all wrong, as here, teaches nothing: no step.
+        supervised = arm.get("supervised", 0)
+        assert spent["optimizer_steps"] >= 4 * supervised
+        if arm.get("supervised") == 1:
+            changed = [not torch.equal(a, b) for a, b in zip(base.parameters(), model.parameters())]
+            assert all(changed), name

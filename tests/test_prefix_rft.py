@@ -444,13 +444,13 @@ def test_a_broken_number_updates_nothing(monkeypatch):
         return [x * math.nan for x in real(*args, **how)]
 
     monkeypatch.setattr(prefix_rft, "batch_stats", broken)
-    state = {"step": 0, "bad": 0}
+    run = idft.Run(flags(), model, None, None)
     for _ in range(9):
         moved, metrics = moved_by(model, rollouts, flags(mini_batches=2))
         assert not moved.any()
-        idft.end_step(None, model, None, None, state, metrics, flags())
+        run.end_step(metrics)
     with pytest.raises(InputError, match="10 updates in a row"):
-        idft.end_step(None, model, None, None, state, metrics, flags())
+        run.end_step(metrics)
     monkeypatch.undo()
     monkeypatch.setattr(prefix_rft, "policy_loss",
                         lambda logp, *rest: logp * 0 + math.inf)        # its gradient is 0
@@ -736,7 +736,7 @@ def test_an_offloaded_run_on_a_model_that_reads_less_than_asked_for(world, tmp_p
         json.dumps({**config, "max_position_embeddings": 96}))
     argv = [*arguments(world, model=tmp_path / "base", max_new_tokens=8192, steps=2, batch=2),
             "--offload", "--out", tmp_path / "run"]
-    with mock.patch.object(prefix_rft, "new_sampler", wraps=new_sampler) as built:
+    with mock.patch.object(idft, "new_sampler", wraps=new_sampler) as built:
         run_here(prefix_rft, *argv)
     model = built.call_args.args[0]
     assert model.dtype == torch.bfloat16 and new_sampler(*built.call_args.args)[0].model is model
