@@ -75,7 +75,7 @@ def blame(cause, mend="", errors=Exception):
         words = printable(str(error)) or type(error).__name__
         if not isinstance(error, InputError):
             if memory_is_full(error):
-                raise                                    # Not the cause; run_flags knows the mend
+                raise                                    # Not the cause; run_script has the mend
             words = ADVICE.split(words)[0][:200].rstrip()
         raise InputError(f"{cause}: {words}{mend}") from None
 
@@ -145,20 +145,24 @@ def run_script(main, Flags, toy_defaults={}, methods={}):
     torch.backends.cuda.enable_cudnn_sdp(False)
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
-    exit_on_mistake(run_flags, main, Flags, toy_defaults, methods)
 
+    def run():
+        flags = parse_flags(Flags, None, toy_defaults, methods)
+        has = vars(flags)
+        if has.get("model", "toy") == "toy":
+            torch.set_num_threads(1)     # Sums depend on how many; for the toy more are no faster
+        try:
+            main(flags)
+        except (MemoryError, RuntimeError) as error:
+            if not memory_is_full(error):
+                raise
+            names = [name for name in ("micro_tokens", "rows", "max_new_tokens") if name in has]
+            mend = f"lower --{' or --'.join(names)}"
+            if "offload" in has:
+                mend += ", or add --offload"
+            raise InputError(f"out of memory: {mend}; {str(error)[:100]}")
 
-def run_flags(main, Flags, toy_defaults, methods):
-    flags = parse_flags(Flags, None, toy_defaults, methods)
-    if vars(flags).get("model", "toy") == "toy":
-        torch.set_num_threads(1)         # Sums depend on how many; for the toy more are no faster
-    try:
-        main(flags)
-    except (MemoryError, RuntimeError) as error:
-        if not memory_is_full(error):
-            raise
-        names = [name for name in ("micro_tokens", "rows", "max_new_tokens") if name in vars(flags)]
-        raise InputError(f"out of memory: lower --{' or --'.join(names)}; {str(error)[:100]}")
+    exit_on_mistake(run)
 
 
 def exit_on_mistake(main, *args):
@@ -171,22 +175,17 @@ def exit_on_mistake(main, *args):
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:                              # As in `| head`
-        hush()
-        sys.exit(141)
     except (InputError, OSError) as error:
         words = printable(str(error))
         if isinstance(error, OSError) and error.filename is None:
             words = f"standard output cannot be written: {words}"
-            hush()
+            # Nothing more to it: Python would complain once more when it ends
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):           # As in `| head`
+            sys.exit(141)
         print(f"error: {words}", file=sys.stderr)
         sys.exit(2)
-
-
-def hush():
-    """Nothing more to standard output: Python would complain once more when it ends."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def pick_device(name):
@@ -206,30 +205,32 @@ MACHINE = (*ROUNDING, "save_every")
 OPTIMISATION = ("steps", "epochs", "batch", "mini_batches", "lr", "warmup")
 
 
-def check_run(flags):
-    """--out and --resume -> (Path, what flags.json says of the run to go on with, or None). Nothing
-    is made yet: a refused run leaves nothing. A resumed run gets back its number of threads."""
+def check_run(flags, claim=False):
+    """--out and --resume -> (Path, what flags.json says of the run to go on with, or None). A
+    resumed run gets back its number of threads. Only with `claim` --out is made."""
     out, resume = Path(flags.out), vars(flags).get("resume", False)
     with blame(f"--out {flags.out}", "; name another directory", OSError):
         place = next(p for p in [out, *out.absolute().parents] if os.path.lexists(p))
         if not flags.out or not place.is_dir() or not os.access(place, os.W_OK):
             raise InputError(f"--out {flags.out!r}: {place} is no directory that can be written to")
+        if claim:
+            out.mkdir(parents=True, exist_ok=True)
         # A kill in the first moments leaves no more than a lock and half a file.
         files = out.iterdir() if out.is_dir() else []
         begun = any(file.suffix != ".tmp" and file.name != ".lock" for file in files)
     if resume and not out.is_dir():
         raise InputError(f"--resume: there is no run in {out}, leave it out")
-    if not resume and begun:
+    if begun and not resume:
         raise InputError(f"--out {out} already holds a run: add --resume or name another --out")
+    if begun or claim:
+        lock(out)
     if not begun:
         return out, None
 
-    lock(out)
     file = out / "flags.json"
     with blame(f"--resume: {file} is damaged", "; name another --out"):
         before = json.loads(file.read_text(encoding="utf-8"))
-        settings, threads = dict(before["flags"]), before["threads"]
-        dict(before["checksum"])
+        settings, threads, _ = dict(before["flags"]), before["threads"], dict(before["checksum"])
         if threads not in range(1, 1025):
             raise InputError(f"threads {threads} is no number from 1 to 1024")
     for name, value in settings.items():
@@ -242,13 +243,10 @@ def check_run(flags):
 def open_run(flags, **inputs):
     """Claim --out as soon as nothing can be refused any more -> (Path, what its flags.json holds).
     inputs: all that the run reads, by the flag that names it; --resume must find it unchanged."""
-    with blame(f"--out {flags.out}", "; name another directory", OSError):
-        Path(flags.out).mkdir(parents=True, exist_ok=True)
-        lock(Path(flags.out))
-    out, before = check_run(flags)                       # Again: another run may have begun since
+    out, before = check_run(flags, claim=True)           # Another run may have begun since
     settings = {**asdict(flags), "device": pick_device(flags.device).type}
-    del settings["out"]
-    settings.pop("resume", None)
+    for name in ("out", "resume"):
+        settings.pop(name, None)
     checksum = {}
     for name, value in inputs.items():
         checksum[name] = zlib.crc32(json.dumps(value).encode())
@@ -340,15 +338,15 @@ def read_rows(path):
     rows = []
     if text.lstrip().startswith("["):
         with blame(f"{path} is not valid JSON"):
-            for number, row in enumerate(parse(text), 1):
+            for number, row in enumerate(json.loads(text, object_pairs_hook=unique), 1):
                 rows.append((f"{path} item {number}", row))
     else:
         # Not splitlines: a text may hold U+2028
         for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                place = f"{path} line {number}"
-                with blame(f"{place} is not valid JSON by itself"):
-                    rows.append((place, parse(line)))
+            place = f"{path} line {number}"
+            with blame(f"{place} is not valid JSON by itself"):
+                if line.strip():
+                    rows.append((place, json.loads(line, object_pairs_hook=unique)))
     for place, row in rows:
         with blame(f"{place} is not valid JSON by itself"):
             json.dumps(row, ensure_ascii=False).encode()        # Fails on half a character, \ud800
@@ -357,26 +355,23 @@ def read_rows(path):
     return rows
 
 
-def parse(text):
-    """JSON -> its value. InputError if an object has a key twice: one value would be lost."""
-    def unique(pairs):
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise InputError(f'the key "{twice}" stands there twice')
-        return found
-    return json.loads(text, object_pairs_hook=unique)
+def unique(pairs):
+    """Keys and values of a JSON object -> dict. A key that is there twice would lose a value."""
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise InputError(f'the key "{key}" stands there twice')
+        found[key] = value
+    return found
 
 
 class Problem(dict):
     """{"problem", "solution", "answer"}; .place is where it stands: "my.jsonl line 3"."""
-    place = "a problem"
 
 
 def at(problem):
     """A mistake inside is blamed on the line of this problem."""
-    return blame(getattr(problem, "place", Problem.place), errors=InputError)
+    return blame(getattr(problem, "place", "a problem"), errors=InputError)
 
 
 def load_problems(path, require=("answer",), seed=0):
@@ -448,8 +443,8 @@ def is_chat(value):
     for turn in value:
         if not isinstance(turn, dict) or not is_text(turn.get("role")):
             return False
-        content = turn.get("content")
-        if not is_text(content) and not (turn["role"] == "system" and content == ""):
+        silent_system = turn["role"] == "system" and turn.get("content") == ""
+        if not is_text(turn.get("content")) and not silent_system:
             return False
     return True
 
@@ -463,13 +458,11 @@ def demonstrations(problem):
 def load_benchmarks(names):
     """["toy", "math500", "my.jsonl"] -> {title: problems}. The toy is three: hard, longer, easy."""
     benchmarks = {}
-    for name in names:
-        found = {}
+    for name in filter(None, names):
         if name == "toy":
-            for split in ("hard", "longer", "easy"):
-                found[f"toy-{split}"] = toy.problems(split)
-        elif name:
-            found[Path(name).stem] = load_problems(BENCHMARKS.get(name, name))
+            found = {f"toy-{split}": toy.problems(split) for split in ("hard", "longer", "easy")}
+        else:
+            found = {Path(name).stem: load_problems(BENCHMARKS.get(name, name))}
         for title, problems in found.items():
             while title in benchmarks:                   # Two files of one name in two folders
                 title += "-2"
@@ -493,8 +486,8 @@ def load_model(name, device, seed=0):
             raise InputError("it is an adapter: merge it into its model first (merge_and_unload)")
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True)
+            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True)
         model = model.to(device).eval()
         if info["missing_keys"] or info["mismatched_keys"]:
             raise InputError("it lacks weights or has them in another shape: give a whole model")
@@ -605,8 +598,7 @@ def demo_ids(tokenizer, solution):
 
 
 def stop_ids(model, tokenizer):
-    """The ids that end a response: the end of a turn, the tokenizer's EOS, and those of the
-    generation_config. InputError if the latter holds something else."""
+    """The ids that end a response: the end of a turn, EOS, and those of the generation_config."""
     eos = model.generation_config.eos_token_id
     ids = {turn_end(tokenizer), tokenizer.eos_token_id}
     ids.update(eos if isinstance(eos, list) else [eos])
@@ -639,9 +631,9 @@ def encode(tokenizer, problems, limit=math.inf, demos=True):
 
 
 def new_sampler(model, prompts, max_new_tokens, rows=64, streams=1):
-    """A Sampler with room for the longest of `prompts` (lists of ids; with two streams pairs of
-    them) and max_new_tokens more, or as many as the model reads -> (sampler, max_new_tokens). On a
-    GPU it samples from a bfloat16 copy, half the memory traffic. InputError if it cannot."""
+    """A Sampler with room for the longest prompt (ids; with two streams pairs of them) and
+    max_new_tokens more, or as many as the model reads -> (sampler, max_new_tokens). On a GPU it
+    samples from a bfloat16 copy: half the memory traffic."""
     if streams == 2:
         prompts = [ids for pair in prompts for ids in pair]
     longest = max(map(len, prompts))
@@ -696,12 +688,11 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     # Score: n samples answer a problem
     texts = tokenizer.batch_decode([s.tokens for s in samples], skip_special_tokens=True)
     scores = rewards(texts, [problem["answer"] for problem in problems for _ in range(n)])
+    lengths = [len(sample.tokens) for sample in samples]
+    finished = [sample.finished for sample in samples]
     responses = []
-    for sample, text, score in zip(samples, texts, scores):
-        responses.append({"text": text, "reward": score, "length": len(sample.tokens),
-                          "finished": sample.finished})
-    lengths = [response["length"] for response in responses]
-    finished = [response["finished"] for response in responses]
+    for text, score, length, ended in zip(texts, scores, lengths, finished):
+        responses.append({"text": text, "reward": score, "length": length, "finished": ended})
     right = np.reshape(scores, (-1, n)).sum(1).astype(int).tolist()        # The c of every problem
     pass_k = {}
     for k in ks:
@@ -758,10 +749,10 @@ def main(flags):
 
     # One sampler for all benchmarks: a prompt that is too long for it is met before the first
     model, tokenizer = load_model(flags.model, pick_device(flags.device))
-    everything = sum(benchmarks.values(), [])
-    rows = encode(tokenizer, everything, context_length(model), demos=False)
-    sampler, room = new_sampler(model, [row["prompt"] for row in rows], flags.max_new_tokens,
-                                flags.rows)
+    problems = sum(benchmarks.values(), [])
+    rows = encode(tokenizer, problems, context_length(model), demos=False)
+    prompts = [row["prompt"] for row in rows]
+    sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
 
     # A killed run keeps the benchmarks that it has finished
     out, record = open_run(flags, data=benchmarks, model=fingerprint(model, tokenizer))

@@ -303,8 +303,8 @@ def log_row(out, row):
 
 def start_run(flags, problems, sampling=False):
     """A new run, or with --resume the one in --out -> Run, which has written nothing yet.
-    sampling: rollouts and evaluations share one sampler, with room for a response to every
-    prompt."""
+    sampling: one sampler, with room for a response to every prompt, serves training and
+    evaluations."""
     out, _ = check_run(flags)
     benchmarks = load_benchmarks([flags.eval_data])
     inputs = {"data": problems, "eval_data": benchmarks}
@@ -325,12 +325,12 @@ def start_run(flags, problems, sampling=False):
             if not (state["step"] > 0 and state["bad"] >= 0):
                 raise InputError("it counts no steps")
 
+    # A prompt that is too long is met here.
     sampler, room = None, flags.max_new_tokens
     asked = sum(benchmarks.values(), problems if sampling else [])
-    rows = encode(tokenizer, asked, context_length(model), demos=False)          # they all fit
+    rows = encode(tokenizer, asked, context_length(model), demos=False)
     if sampling:
-        prompts = [row["prompt"] for row in rows]
-        sampler, room = new_sampler(model, prompts, flags.max_new_tokens, flags.rows)
+        sampler, room = new_sampler(model, [row["prompt"] for row in rows], room, flags.rows)
     return Run(flags, model, tokenizer, optimizer, sampler, benchmarks, state, out, room, inputs)
 
 
@@ -343,15 +343,15 @@ class Run:
     optimizer: torch.optim.Optimizer
     sampler: object = None              # None: every evaluation makes its own
     benchmarks: dict = None             # {title: problems} of --eval_data
-    state: dict = field(default_factory=lambda: {"step": 0, "bad": 0})       # kept in trainer.pt
+    state: dict = field(default_factory=lambda: {"step": 0, "bad": 0})      # kept in trainer.pt
     out: Path = None
-    room: int = 0                       # --max_new_tokens, or what the model has room for
+    room: int = 0                       # --max_new_tokens, or as many as the model has room for
     inputs: dict = None                 # all that the run reads, by the flag that names it
 
     def begin(self):
-        """Nothing can be refused any more: claim --out, and evaluate."""
-        fresh = self.state["step"] == 0
+        """Claim --out, now that nothing can be refused any more, and evaluate."""
         out, record = open_run(self.flags, **self.inputs)
+        fresh = self.state["step"] == 0
         if fresh:
             self.state.update(record)
         elif {**self.state, **record} != self.state:
@@ -360,10 +360,21 @@ class Run:
         rows = read_log(out / "metrics.jsonl")
         write_rows(out / "metrics.jsonl", [] if fresh else rows[:self.state["step"] + 1])
         if (out / "checkpoint").exists():      # what a kill in save_checkpoint left beside it
-            shutil.rmtree(out / "checkpoint.new", ignore_errors=True)
-            shutil.rmtree(out / "checkpoint.old", ignore_errors=True)
+            for name in ("checkpoint.new", "checkpoint.old"):
+                shutil.rmtree(out / name, ignore_errors=True)
         self.flags.max_new_tokens = self.room
         self.measure("before")
+
+    def accuracy(self):
+        """The greedy accuracy on every benchmark."""
+        return greedy_accuracy(self.model, self.tokenizer, self.benchmarks,
+                               self.flags.max_new_tokens, self.flags.rows, self.sampler)
+
+    def measure(self, when):
+        """Log the accuracy "before" or "after" training, unless a killed run has done so."""
+        if when not in self.state:
+            self.state[when] = self.accuracy()
+            log_row(self.out, {"step": self.state["step"], when: self.state[when]})
 
     def end_step(self, row):
         """Log a step and save what is due. Ten dropped updates in a row end the run."""
@@ -379,17 +390,6 @@ class Run:
             log_row(self.out, {"step": state["step"], **row})
             if state["step"] % self.flags.save_every == 0 or state["step"] == self.flags.steps:
                 save_checkpoint(self.out, self.model, self.tokenizer, self.optimizer, state)
-
-    def accuracy(self):
-        """{title: share of the benchmark answered rightly, greedily}."""
-        return greedy_accuracy(self.model, self.tokenizer, self.benchmarks,
-                               self.flags.max_new_tokens, self.flags.rows, self.sampler)
-
-    def measure(self, when):
-        """Log the accuracy "before" or "after" training, unless a resumed run has done so."""
-        if when not in self.state:
-            self.state[when] = self.accuracy()
-            log_row(self.out, {"step": self.state["step"], when: self.state[when]})
 
     def end(self):
         """Evaluate again, and print the table of both."""

@@ -630,12 +630,14 @@ def test_a_full_memory_is_one_sentence_with_the_flags_that_help(script, error):
     class Small:
         rows: int = ev.flag(1, "")
         max_new_tokens: int = ev.flag(1, "")
+        offload: bool = ev.flag(False, "")
 
     def main(flags):
         with ev.blame("--model cannot be loaded"):               # this is not the model's fault
             raise error
     code, _, err = script(main=main, Flags=Small)
-    assert code == 2 and err.startswith("error: out of memory: lower --rows or --max_new_tokens; ")
+    assert code == 2 and err.startswith(
+        "error: out of memory: lower --rows or --max_new_tokens, or add --offload; ")
 
 
 def test_a_file_that_cannot_be_written_names_place_and_mend(tmp_path):
