@@ -196,8 +196,8 @@ SQUEEZE = re.compile(r"(?<![0-9A-Za-z.,]) +| +(?![0-9A-Za-z.,\\])")      # 1 1/2
 IGNORED = re.compile(r"""(?<!\\)\\(?:(?:left|right)\ ?\. | [\[\]()!]
     | (?:(?:text)?color|[hv]space|phantom)\*?\ ?\{[^{}]*\}
     | (?:left|right|middle|[bB]igg?[lrm]?|bf|it|rm|displaystyle|textstyle|limits|therefore|boxed
-    |fbox|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize
-    |underline|underbrace|Rightarrow|implies)(?![A-Za-z])) | (?<!\\)\$""", re.X)
+    |fbox|[lL]arge|LARGE|[hH]uge|small|tiny|normalsize|underline|underbrace|Rightarrow|implies)
+    (?![A-Za-z])) | (?<!\\)\$""", re.X)
 PLAIN = re.compile(
     r"[+-]?(?:[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+|[0-9]{1,300})?(?:\.[0-9]{0,300})?"
     r"|[+-]?(?:[0-9]{1,300}/|\\frac\{[0-9]{1,300}\}\{)[0-9]{1,300}\}?")
@@ -576,9 +576,8 @@ def call(name, args):
         if not all(arg.free_symbols or arg.is_Integer and 0 <= arg <= 20_000 for arg in args):
             raise Hopeless("too big, or no whole number")
     value = checked(getattr(sympy, FUNCTIONS.get(name, name))(*args))
-    # settled when two sides meet
     if name == "log":
-        return value / sympy.log(LOG_BASE)
+        return value / sympy.log(LOG_BASE)                           # settled when two sides meet
     return value
 
 # ---------------------------------------------------------------------------- tokens to nodes
