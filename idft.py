@@ -263,7 +263,7 @@ def train_supervised(run, rows):
         strength = strength_at(step / flags.steps, flags.gamma_warmup, flags.gamma_transition)
         row = supervised_step(run.model, run.optimizer, batch, lr, flags, strength)
         bar.set_postfix(nll=f"{row['nll']:.3f}", phi=f"{row['phi']:.3f}", refresh=False)
-        run.end_step(row)
+        end_step(run.out, run.model, run.tokenizer, run.optimizer, run.state, row, flags)
 
 
 # ---- checkpoints, metrics, resume ---------------------------------------------------------------
@@ -301,10 +301,29 @@ def log_row(out, row):
         file.write(json.dumps(row) + "\n")
 
 
-def start_run(flags, problems, sampling=False):
+def end_step(out, model, tokenizer, optimizer, state, row, flags):
+    """Log a step and save what is due, unless `out` is None. Ten dropped updates in a row end the
+    run."""
+    state["step"] += 1
+    state["bad"] += 1
+    if math.isfinite(row["loss"] + row["grad_norm"]):
+        state["bad"] = 0
+    if state["bad"] == 10:
+        raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
+                         "--lr, check the data")
+    if out:
+        log_row(out, {"step": state["step"], **row})
+        if state["step"] % flags.save_every == 0 or state["step"] == flags.steps:
+            save_checkpoint(out, model, tokenizer, optimizer, state)
+
+
+def start_run(flags, require=("answer",), check=None, sampling=False):
     """A new run, or with --resume the one in --out -> Run, which has written nothing yet.
-    sampling: one sampler, with room for a response to every prompt, serves training and
-    evaluations."""
+    check(flags, problems) may refuse. sampling: one sampler, with room for a response to every
+    prompt, serves training and evaluations."""
+    problems = load_problems(flags.data, require, flags.seed)
+    if check:
+        check(flags, problems)
     out, _ = check_run(flags)
     benchmarks = load_benchmarks([flags.eval_data])
     inputs = {"data": problems, "eval_data": benchmarks}
@@ -376,21 +395,6 @@ class Run:
             self.state[when] = self.accuracy()
             log_row(self.out, {"step": self.state["step"], when: self.state[when]})
 
-    def end_step(self, row):
-        """Log a step and save what is due. Ten dropped updates in a row end the run."""
-        state = self.state
-        state["step"] += 1
-        state["bad"] += 1
-        if math.isfinite(row["loss"] + row["grad_norm"]):
-            state["bad"] = 0
-        if state["bad"] == 10:
-            raise InputError("10 updates in a row had a loss or gradient that is not finite: lower "
-                             "--lr, check the data")
-        if self.out:
-            log_row(self.out, {"step": state["step"], **row})
-            if state["step"] % self.flags.save_every == 0 or state["step"] == self.flags.steps:
-                save_checkpoint(self.out, self.model, self.tokenizer, self.optimizer, state)
-
     def end(self):
         """Evaluate again, and print the table of both."""
         self.measure("after")
@@ -437,9 +441,8 @@ TOY = {"eval_data": "toy", "lr": 1e-3, "steps": 100, "batch": 64, "max_new_token
 def main(flags):
     if flags.gamma_min > flags.gamma_max:
         raise InputError(f"--gamma_min {flags.gamma_min} is above --gamma_max {flags.gamma_max}")
-    problems = load_problems(flags.data, ("solution",), flags.seed)
-    run = start_run(flags, problems)
-    rows = demonstration_rows(run.model, run.tokenizer, problems, flags.max_tokens)
+    run = start_run(flags, ("solution",))
+    rows = demonstration_rows(run.model, run.tokenizer, run.inputs["data"], flags.max_tokens)
     run.begin()
     if flags.steps == 0:
         flags.steps = max(1, math.ceil(flags.epochs * len(rows) / flags.batch))

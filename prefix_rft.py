@@ -37,8 +37,8 @@ import torch
 from tqdm import tqdm
 
 from ddt import batch_stats, micro_batches, token_texts
-from eval import InputError, encode, flag, load_problems, printable, run_script
-from idft import draw_batch, optimizer_step, start_run
+from eval import InputError, encode, flag, printable, run_script
+from idft import draw_batch, end_step, optimizer_step, start_run
 from reward import rewards
 
 # Relatives that are only settings: --method sets these flags.
@@ -344,7 +344,7 @@ def train_policy(run, problems, starting={}, learning={}):
             show_rollouts(run.tokenizer, rollouts, f"of step {step + 1}")
         if flags.eval_every and (step + 1) % flags.eval_every == 0:
             row["accuracy"] = run.accuracy()
-        run.end_step(row)
+        end_step(run.out, run.model, run.tokenizer, run.optimizer, run.state, row, flags)
 
 
 # ---- flags and main -----------------------------------------------------------------------------
@@ -404,12 +404,10 @@ def check(flags, problems):
 
 
 def main(flags, starting={}, learning={}):
-    problems = load_problems(flags.data, seed=flags.seed)
-    check(flags, problems)
-    run = start_run(flags, problems, sampling=True)
-    prepared = prepare_problems(run.tokenizer, problems, run.room)
+    run = start_run(flags, check=check, sampling=True)
+    problems = prepare_problems(run.tokenizer, run.inputs["data"], run.room)
     run.begin()
-    train_policy(run, prepared, starting, learning)
+    train_policy(run, problems, starting, learning)
     run.end()
 
 

@@ -345,7 +345,7 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     # The loss is fine, its gradient not.
     hook = next(model.parameters()).register_hook(lambda gradient: gradient * math.nan)
     row = supervised_step(model, optimizer, rows, 1e-2, flags)
-    run.end_step(row)
+    idft.end_step(None, model, None, optimizer, run.state, row, flags)
     assert unchanged() and math.isfinite(row["loss"]) and not math.isfinite(row["grad_norm"])
     assert run.state == {"step": 1, "bad": 1}
     hook.remove()
@@ -357,13 +357,13 @@ def test_a_gradient_or_loss_that_is_not_finite_changes_no_weight(monkeypatch):
 
     monkeypatch.setattr(idft, "batch_stats", infinite)
     row = supervised_step(model, optimizer, [([5], [5, 6, 1])], 1e-2, flags)
-    run.end_step(row)
+    idft.end_step(None, model, None, optimizer, run.state, row, flags)
     assert unchanged() and row["loss"] == math.inf and math.isfinite(row["grad_norm"])
     assert run.state == {"step": 2, "bad": 2}
     monkeypatch.undo()
 
     row = supervised_step(model, optimizer, rows, 1e-2, flags)                  # and on it goes
-    run.end_step(row)
+    idft.end_step(None, model, None, optimizer, run.state, row, flags)
     assert not unchanged() and run.state == {"step": 3, "bad": 0}
 
 
@@ -413,7 +413,7 @@ def test_a_run_recomputes_unless_told_otherwise(keep, tiny_checkpoint, tmp_path,
     monkeypatch.setattr(idft, "KEEP", 0)
     flags = Flags(model=tiny_checkpoint, out=str(tmp_path / "run"), device="cpu",
                   keep_activations=keep)
-    model = idft.start_run(flags, []).model
+    model = idft.start_run(flags).model
     calls = []
     model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     batch_stats(model, small_rows(1))[0].sum().backward()
@@ -499,7 +499,7 @@ def test_an_offloaded_run_resumes_bit_for_bit_and_saves_float32(tiny_checkpoint,
     def offloaded(out, resume=False):
         flags = Flags(model=tiny_checkpoint, out=str(tmp_path / out), offload=True, device="cpu",
                       resume=resume)
-        return idft.start_run(flags, [])
+        return idft.start_run(flags)
 
     whole = offloaded("whole")
     train(whole.model, whole.optimizer, 6)
@@ -629,7 +629,7 @@ def test_resume_before_the_first_checkpoint_starts_over(tiny_checkpoint, data, t
     rows = logged(tmp_path / "whole")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]    # half of 12, 2 a step
     out = tmp_path / "run"
-    with mock.patch.object(idft.Run, "end_step", side_effect=KeyboardInterrupt):
+    with mock.patch.object(idft, "end_step", side_effect=KeyboardInterrupt):
         with pytest.raises(SystemExit):
             run_here(idft, *argv, "--out", out)
     (out / "metrics.jsonl").write_text('{"step": 0, "before": {}}\n{"step": 1, "loss": 3.0}\n{"st')

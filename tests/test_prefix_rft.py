@@ -448,9 +448,9 @@ def test_a_broken_number_updates_nothing(monkeypatch):
     for _ in range(9):
         moved, metrics = moved_by(model, rollouts, flags(mini_batches=2))
         assert not moved.any()
-        run.end_step(metrics)
+        idft.end_step(None, model, None, None, run.state, metrics, flags())
     with pytest.raises(InputError, match="10 updates in a row"):
-        run.end_step(metrics)
+        idft.end_step(None, model, None, None, run.state, metrics, flags())
     monkeypatch.undo()
     monkeypatch.setattr(prefix_rft, "policy_loss",
                         lambda logp, *rest: logp * 0 + math.inf)        # its gradient is 0
