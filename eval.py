@@ -672,8 +672,9 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     sampler: one to use again, with room enough; it is given the model's present weights first.
 
     Returns {"problems": count, "n", "avg@n": mean reward, "ci95": (low, high), "pass@k": {k:
-    share}, "length": mean tokens, "finished": share that ended by themselves, "tokens_per_s" of
-    sampling, "responses": for every problem a list of n {"text", "reward", "length", "finished"}}.
+    share}, "length": mean tokens, "finished": share that ended by themselves, "answered": share
+    with a \\boxed answer, "tokens_per_s" of sampling, "responses": for every problem a list of n
+    {"text", "reward", "length", "finished"}}.
     InputError if a prompt is too long, ValueError if some k > n."""
     encoded = encode(tokenizer, problems, context_length(model), demos=False)
     prompts = [row["prompt"] for row in encoded]
@@ -690,6 +691,7 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     scores = rewards(texts, [problem["answer"] for problem in problems for _ in range(n)])
     lengths = [len(sample.tokens) for sample in samples]
     finished = [sample.finished for sample in samples]
+    answered = ["\\boxed" in text for text in texts]
     responses = []
     for text, score, length, ended in zip(texts, scores, lengths, finished):
         responses.append({"text": text, "reward": score, "length": length, "finished": ended})
@@ -700,7 +702,7 @@ def evaluate(model, tokenizer, problems, n=1, temperature=0.0, top_p=1.0, max_ne
     return {"problems": len(problems), "n": n, "avg@n": float(np.mean(scores)),
             "ci95": interval(np.array(right) / n, seed), "pass@k": pass_k,
             "length": float(np.mean(lengths)), "finished": float(np.mean(finished)),
-            "tokens_per_s": sum(lengths) / seconds,
+            "answered": float(np.mean(answered)), "tokens_per_s": sum(lengths) / seconds,
             "responses": [responses[i:i + n] for i in range(0, len(responses), n)]}
 
 
@@ -736,7 +738,8 @@ def table_line(title, r):
     low, high = r["ci95"]
     pass_k = "  ".join(f"{k}: {share:.3f}" for k, share in r["pass@k"].items())
     return (f"{title[:16]:16} {r['problems']:8}  {r['avg@n']:.3f}   {low:.3f} - {high:.3f} "
-            f"{r['length']:8.1f} {r['finished']:9.3f} {r['tokens_per_s']:9.0f}  {pass_k}")
+            f"{r['length']:8.1f} {r['finished']:9.3f} {r['answered']:9.3f} "
+            f"{r['tokens_per_s']:9.0f}  {pass_k}")
 
 
 def main(flags):
@@ -765,7 +768,8 @@ def main(flags):
                 raise InputError("it is of another run")
             for title, result in report["results"].items():
                 table_line(title, result)
-    print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  tokens/s  pass@k")
+    print(f"{'':16} problems  avg@n   95 % interval   tokens  finished  answered  tokens/s"
+          "  pass@k")
     for title, problems in benchmarks.items():
         if title not in report["results"]:
             result = evaluate(model, tokenizer, problems, flags.n, flags.temperature, flags.top_p,

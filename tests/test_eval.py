@@ -92,7 +92,7 @@ def test_evaluation_of_a_known_table(monkeypatch):
     right = [1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
     samples = [SimpleNamespace(tokens=[1] * (8 + r * 2), finished=r > 0) for r in right]
     sampler, tokenizer, clock = mock.MagicMock(return_value=samples), mock.Mock(), iter([1.0, 3.0])
-    tokenizer.batch_decode.return_value = [f"\\boxed{{{r}}}" for r in right]
+    tokenizer.batch_decode.return_value = [f"\\boxed{{{r}}}" for r in right[:11]] + ["It is 0."]
     monkeypatch.setattr(ev, "prompt_ids", lambda *_: [1])
     monkeypatch.setattr(ev, "stop_ids", lambda *_: [])
     monkeypatch.setattr(ev.time, "perf_counter", lambda: next(clock))
@@ -102,7 +102,7 @@ def test_evaluation_of_a_known_table(monkeypatch):
     assert result["avg@n"] == result["pass@k"][1] == pytest.approx(5 / 12)
     assert result["pass@k"][2] == pytest.approx((0.5 + 1 + 0) / 3)
     assert result["finished"] == pytest.approx(5 / 12) and result["length"] == pytest.approx(106 / 12)
-    assert result["tokens_per_s"] == 53
+    assert result["tokens_per_s"] == 53 and result["answered"] == pytest.approx(11 / 12)
     assert result["ci95"] == ev.interval([1 / 4, 1, 0]) and (result["problems"], result["n"]) == (3, 4)
 
 
