@@ -1202,11 +1202,19 @@ def main():
     load_sympy()
     response, answer = sys.argv[1:]
     sides = {"response": extract_answer(response), "answer": extract_answer(answer) or answer}
+    lines = []
     for side, text in sides.items():
-        print(f"{side}: {text!r:.300}")
+        lines.append(f"{side}: {text!r:.300}")
         for node in readings(text)[:1] if text and len(text) <= MAX_CHARS else []:
-            print(f"    read as {node}"[:500])
-    print("reward:", reward(response, answer))
+            lines.append(f"    read as {node}"[:500])
+    lines.append(f"reward: {reward(response, answer)}")
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError as error:                 # a full disk, or the reader is gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: standard output cannot be written: {error}", file=sys.stderr)
+        sys.exit(2)
+
 
 if __name__ == "__main__":
     main()
