@@ -30,7 +30,7 @@ from transformers import (AutoModelForCausalLM, AutoTokenizer, BertConfig, BertF
 import eval as ev
 from bridges import convert
 from conftest import ROOT, word_problems
-from kill import start, undisturbed
+from kill import ended, start
 
 GSM8K_TEST = ROOT.parent / "shared" / "data" / "gsm8k_test.jsonl"
 CPU = torch.device("cpu")
@@ -904,7 +904,7 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
     data = [jsonl(tmp_path / f"{name}.jsonl", *word_problems(size)) for name, size in [("one", 2), ("two", 40)]]
     argv = ["--model", tiny_checkpoint, "--data", *data, "--n", 8, "--temperature", 1, "--ks", 1, 8,
             "--max_new_tokens", 30, "--rows", 32]
-    undisturbed("eval", argv, tmp_path / "whole")
+    ended(start("eval", [*argv, "--out", tmp_path / "whole"]))
     out, file = tmp_path / "killed", tmp_path / "killed" / "one.jsonl"
     process = start("eval", [*argv, "--out", out])
     while process.poll() is None:

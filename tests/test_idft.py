@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal, run_here, small_model, word_problems
-from kill import assert_equal_runs, killed_and_resumed, logged, start, undisturbed, untimed
+from kill import assert_equal_runs, ended, killed_and_resumed, logged, start, untimed
 from test_ddt import MODELS, build
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -536,14 +536,15 @@ def data(tmp_path_factory):
 def test_killed_and_resumed_is_undisturbed_bit_for_bit(tiny_checkpoint, data, tmp_path):
     argv = ["--model", tiny_checkpoint, "--data", data, "--steps", 8, "--batch", 4,
             "--save_every", 2, "--lr", 1e-3, "--gamma_transition", 0.5]
-    undisturbed("idft", argv, tmp_path / "whole")
+    whole = start("idft", [*argv, "--out", tmp_path / "whole"])          # beside the other
     hits = killed_and_resumed("idft", argv, tmp_path / "killed", kills=2)
+    ended(whole)
     assert hits == 2
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
     assert [row["step"] for row in logged(tmp_path / "killed")] == [0, *range(1, 9), 8]
     trained, _ = load_model(str(tmp_path / "killed" / "checkpoint"), torch.device("cpu"))
-    start, _ = load_model(tiny_checkpoint, torch.device("cpu"))
-    pairs = zip(trained.parameters(), start.parameters())
+    untrained, _ = load_model(tiny_checkpoint, torch.device("cpu"))
+    pairs = zip(trained.parameters(), untrained.parameters())
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 

@@ -109,7 +109,7 @@ def test_every_script_takes_a_step(tmp_path, capsys, monkeypatch):
     assert "2 problems" in capsys.readouterr().out
     run_here(idft, "--model", CHECKPOINT, *data, *trained, "--batch", 2)
     run_here(prefix_rft, "--model", "runs/idft/checkpoint", *data, *trained, "--batch", 1,
-             "--n", 2, "--max_new_tokens", 64)
+             "--mini_batches", 1, "--n", 2, "--max_new_tokens", 64)
     shutil.rmtree("runs/idft")                                             # 1.6 GB
     run_here(evaluation, "--model", "runs/prefix_rft/checkpoint", *data, "--max_new_tokens", 24)
     shutil.rmtree("runs/prefix_rft")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import refusal, run_here, small_model, word_problems
-from kill import assert_equal_runs, killed_and_resumed, logged, undisturbed
+from kill import assert_equal_runs, ended, killed_and_resumed, logged, start
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -688,8 +688,9 @@ def test_killed_and_resumed_is_undisturbed_bit_for_bit(toy_base, world, tmp_path
     """On the toy, whose first run pre-trains or loads the base, and whose resumed run does not."""
     argv = ["--steps", 8, "--batch", 4, "--n", 4, "--save_every", 2, "--eval_every", 3,
             "--eval_data", world / "test.jsonl", "--prefix_loss", "random"]
-    undisturbed("prefix_rft", argv, tmp_path / "whole")
+    whole = start("prefix_rft", [*argv, "--out", tmp_path / "whole"])          # beside the other
     hits = killed_and_resumed("prefix_rft", argv, tmp_path / "killed", kills=2)
+    ended(whole)
     assert hits == 2
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
     rows = logged(tmp_path / "killed")
