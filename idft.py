@@ -271,7 +271,7 @@ def train_supervised(run, rows):
 def save_checkpoint(out, model, tokenizer, optimizer, state):
     """<out>/checkpoint: what from_pretrained loads, the optimizer and `state`."""
     new, now, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
-    # Write it whole, where a kill does no harm.
+    # Write it completely, in a place where a kill does no harm.
     shutil.rmtree(new, ignore_errors=True)
     with writing(new):
         swap_weights(model, optimizer)         # the float32 weights are what is saved
@@ -295,7 +295,7 @@ def find_checkpoint(out):
 
 
 def log_row(out, row):
-    """One JSON object a line into metrics.jsonl; nan and inf, which JSON lacks, become null."""
+    """Append a row to metrics.jsonl. nan and inf, which JSON lacks, become null."""
     row = json.loads(json.dumps(row), parse_constant=lambda name: None)
     with writing(out / "metrics.jsonl"), open(out / "metrics.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
@@ -375,7 +375,7 @@ class Run:
             self.state.update(record)
         elif {**self.state, **record} != self.state:
             raise InputError(f"--resume: {out}/checkpoint is of another run, name another --out")
-        # The log keeps a row from before training and one a step. Later rows will be rewritten.
+        # The log has one row from before training and one per step. Later rows will be rewritten.
         rows = read_log(out / "metrics.jsonl")
         write_rows(out / "metrics.jsonl", [] if fresh else rows[:self.state["step"] + 1])
         if (out / "checkpoint").exists():      # what a kill in save_checkpoint left beside it
@@ -410,27 +410,27 @@ class Run:
 class Flags:
     model: str = flag("toy", "toy, a checkpoint directory or a Hub id")
     data: str = flag("toy", "demonstrations: toy, a JSON(L) file or hf://owner/name/file.jsonl")
-    eval_data: str = flag("", "evaluated before and after: toy, a JSON(L) file or hf://...")
+    eval_data: str = flag("", "evaluated before and after training: toy, JSON(L) file or hf://...")
     out: str = flag("runs/idft", "directory for metrics.jsonl and checkpoint/")
     loss: Literal["idft", "dft", "sft"] = flag("idft", "idft [D], dft (gamma 1), sft (gamma 0)")
     lr: float = flag(6e-5, "peak learning rate, for a 7B instruct model [code]", 0, 10)
     warmup: float = flag(0.1, "share of training with rising learning rate [code]", 0, 1)
     epochs: float = flag(3.0, "passes over the demonstrations, if --steps is 0 [code]", 0)
     steps: int = flag(0, "optimizer steps; 0: as many as --epochs need", 0)
-    batch: int = flag(128, "demonstrations an optimizer step [code]", 1, 10**5)
+    batch: int = flag(128, "demonstrations per optimizer step [code]", 1, 10**5)
     beta: float = flag(1.0, "gamma = exp(-phi / beta) [code]", 1e-6)
     gamma_min: float = flag(0.1, "smallest gamma [code]", 0)
     gamma_max: float = flag(2.0, "largest gamma [code]; exp(B) for the paper's clip at B", 0)
     gamma_warmup: float = flag(0.0, "share of training at gamma = 1 [code]", 0, 1)
-    gamma_transition: float = flag(0.0, "share over which gamma is then faded in [code]", 0, 1)
-    max_tokens: int = flag(8192, "prompt and demonstration; the rest is cut [ours]", 2)
+    gamma_transition: float = flag(0.0, "share over which it then moves to its value [code]", 0, 1)
+    max_tokens: int = flag(8192, "longest prompt with demonstration; the rest is cut [ours]", 2)
     max_new_tokens: int = flag(512, "longest response in evaluations [ours]", 1)
     rows: int = flag(64, "responses sampled side by side in evaluations", 1)
-    micro_tokens: int = flag(16384, "padded tokens in one pass: fewer, less memory", 1)
-    keep_activations: bool = flag(False, "do not recompute those above 4 GB: faster, more memory")
-    offload: bool = flag(False, "bf16 weights on the card, all else of their size in main memory")
+    micro_tokens: int = flag(16384, "padded tokens in one pass: fewer need less memory", 1)
+    keep_activations: bool = flag(False, "keep them even above 4 GB: faster, more memory")
+    offload: bool = flag(False, "only bf16 weights on the card, float32 and AdamW in main memory")
     save_every: int = flag(50, "steps between checkpoints", 1)
-    seed: int = flag(0, "of everything: toy, order", 0)
+    seed: int = flag(0, "seed of everything: toy, order", 0)
     device: str = flag("auto", "auto, cpu or cuda")
     resume: bool = flag(False, "continue the run in --out")
 
