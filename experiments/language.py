@@ -35,6 +35,7 @@ import prefix_rft
 from ddt import cll, response_stats
 from eval import (BENCHMARKS, flag, greedy_accuracy, load_model, load_problems, new_sampler,
                   prompt_ids, run_script, stop_ids)
+from sampler import Sampler
 from experiments import rl, sweep
 
 NAMES = """Adam Alex Alice Andrew Anna Anne Arthur Ben Carl Charles Chris Daniel David Edward Emily
@@ -46,9 +47,13 @@ PEOPLE = 5
 
 # What all arms share: batches of rollouts, problems a batch, rollouts a problem, optimizer steps a
 # batch. A supervised arm takes as many steps of as many sequences (rl.budget).
-COMMON = {"steps": 4, "batch": 4, "n": 4, "mini_batches": 2}
-MAX_NEW_TOKENS = 32
-GRID = (3e-5, 1e-4, 3e-4)                        # where the search begins
+COMMON = {"steps": 12, "batch": 8, "n": 4, "mini_batches": 2}
+PROBLEMS = 96                                    # a policy arm sees each once
+MAX_NEW_TOKENS = 24
+LENGTH = 96                                      # room for a prompt and an answer, in tokens
+GRID = (3e-5, 1e-4)                              # where the search begins; it grows at its edges
+
+SFT_LR = 1e-4
 
 METHODS = {
     "base": {"lr": 0.0, "steps": 0},
@@ -58,7 +63,8 @@ METHODS = {
     "idft, gamma_max 1": {"supervised": 1.0, "loss": "idft", "gamma_max": 1.0},
     "rft": {"method": "rft"},
     "prefix_rft": {"method": "prefix_rft"},
-    "sft_rft": {"supervised": 0.5, "loss": "sft", "method": "rft"},
+    # The first half at the rate that is best for sft.
+    "sft_rft": {"supervised": 0.5, "loss": "sft", "sft_lr": SFT_LR, "method": "rft"},
     "luffy": {"method": "luffy"},
 }
 TEXTS = {
@@ -149,21 +155,22 @@ def policy_flags(arm, steps, lr, seed):
                             mini_batches=arm["mini_batches"], max_new_tokens=MAX_NEW_TOKENS)
 
 
-def train(model, tokenizer, arm, lr, seed):
+def train(model, tokenizer, sampler, arm, lr, seed):
     """Train one arm -> what it took."""
-    problems = new_problems("hard", 48, seed, arm.get("voice", "expert"))
+    problems = new_problems("hard", PROBLEMS, seed, arm.get("voice", "expert"))
     if "hint" in arm:
         problems = retell(model, tokenizer, problems, arm["hint"], seed)
     texts = len(problems)
     problems = prefix_rft.prepare_problems(tokenizer, problems, MAX_NEW_TOKENS)
-    phi = mean_phi(model, [(problem["prompt"], problem["demos"][0]) for problem in problems[:16]])
+    phi = mean_phi(model, [(problem["prompt"], problem["demos"][0]) for problem in problems[:32]])
 
     # Batches of demonstrations come first, then batches of rollouts; most arms have one kind.
     reading = round(arm.get("supervised", 0) * arm["steps"])
     exploring = arm["steps"] - reading
     learn, sequences = [], 0
     if reading:
-        flags = idft.Flags(loss=arm["loss"], gamma_max=arm.get("gamma_max", 2.0), lr=lr, seed=seed,
+        flags = idft.Flags(loss=arm["loss"], gamma_max=arm.get("gamma_max", 2.0),
+                           lr=arm.get("sft_lr", lr), seed=seed,
                            steps=reading * arm["mini_batches"],
                            batch=arm["batch"] * arm["n"] // arm["mini_batches"])
         step = rl.supervised_steps(model, problems, flags)
@@ -171,28 +178,29 @@ def train(model, tokenizer, arm, lr, seed):
         sequences += flags.steps * flags.batch
     if exploring:
         flags = policy_flags(arm, exploring, lr, seed)
-        prompts = [problem["prompt"] for problem in problems]
-        sampler, _ = new_sampler(model, prompts, MAX_NEW_TOKENS)
         step = rl.policy_steps(model, tokenizer, problems, flags, sampler, arm["method"])
         learn += [(step, i) for i in range(flags.steps)]
         sequences += flags.steps * flags.batch * flags.n
     assert sequences == arm["steps"] * arm["batch"] * arm["n"]             # as every other arm
 
+    # As on a GPU, matrices are multiplied in bfloat16 where the CPU can: half of the time.
+    torch.set_float32_matmul_precision("medium")
     spent = {"tokens_trained": 0, "tokens_sampled": 0, "optimizer_steps": 0}
     for step, i in learn:
         for name, amount in zip(spent, step(i)):
             spent[name] += amount
+    torch.set_float32_matmul_precision("highest")
     return {"texts": texts, "phi": phi, "sequences": sequences, **spent}
 
 
-def measure(model, tokenizer, general, stage):
+def measure(model, tokenizer, sampler, general, stage):
     """The figures of a trained model: at the stage "tune" on problems of its own."""
     if stage == "tune":
-        sets = {"valid": new_problems("hard", 16, 101), "valid_2": new_problems("hard", 8, 102),
-                "valid_easy": new_problems("easy", 8, 103)}
-        return greedy_accuracy(model, tokenizer, sets, MAX_NEW_TOKENS)
-    sets = {"hard": new_problems("hard", 32, 104), "easy": new_problems("easy", 16, 105)}
-    accuracy = greedy_accuracy(model, tokenizer, sets, MAX_NEW_TOKENS)
+        sets = {"valid": new_problems("hard", 32, 101), "valid_2": new_problems("hard", 16, 102),
+                "valid_easy": new_problems("easy", 16, 103)}
+        return greedy_accuracy(model, tokenizer, sets, MAX_NEW_TOKENS, sampler=sampler)
+    sets = {"hard": new_problems("hard", 64, 104), "easy": new_problems("easy", 32, 105)}
+    accuracy = greedy_accuracy(model, tokenizer, sets, MAX_NEW_TOKENS, sampler=sampler)
     return {**accuracy, "general": mean_nll(model, general)}
 
 
@@ -207,14 +215,17 @@ class Flags(sweep.Flags):
 def main(flags):
     if not flags.table:
         base, tokenizer = load_model(flags.model, torch.device("cpu"))
+        base.set_attn_implementation("eager")                  # quicker than sdpa for 60 tokens
         problems = load_problems(BENCHMARKS.get(flags.general, flags.general))[:8]
         general = read_general(base, tokenizer, problems)
         warm_up(base, tokenizer)
 
     def run(arm, lr, seed, stage):
+        # As on a GPU, a copy in bfloat16 writes all samples.
         model = copy.deepcopy(base)
-        spent = train(model, tokenizer, arm, lr, seed) if arm["steps"] else {}
-        return {**spent, **measure(model, tokenizer, general, stage)}
+        sampler = Sampler(model, 64, LENGTH, dtype=torch.bfloat16)
+        spent = train(model, tokenizer, sampler, arm, lr, seed) if arm["steps"] else {}
+        return {**spent, **measure(model, tokenizer, sampler, general, stage)}
 
     path = sweep.results_file(flags, "language")
     sweep.sweep(path, run, ARMS, COMMON, flags, COLUMNS, GRID)

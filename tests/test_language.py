@@ -21,6 +21,7 @@ from ddt import all_stats, cll, response_stats
 from eval import load_model, new_sampler, prompt_ids, stop_ids
 from experiments import language
 from reward import reward
+from sampler import Sampler
 
 CHECKPOINT = os.environ.get("SMOLLM2", "")
 on_smollm2 = pytest.mark.skipif(not os.path.isdir(CHECKPOINT),
@@ -147,7 +148,8 @@ def test_every_arm_learns_from_as_many_sequences_in_as_many_steps(tiny_checkpoin
             continue
         arm = {**language.COMMON, "steps": 2, "batch": 2, "n": 2, **arm}
         model = copy.deepcopy(base)
-        spent = language.train(model, tokenizer, arm, 1e-2, seed=0)
+        sampler = Sampler(model, 64, 512, dtype=torch.bfloat16)
+        spent = language.train(model, tokenizer, sampler, arm, 1e-2, seed=0)
         assert spent["sequences"] == 8
         # A batch of rollouts that are all wrong, as here, teaches nothing: no step.
         supervised = arm.get("supervised", 0)
