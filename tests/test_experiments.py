@@ -234,7 +234,8 @@ def test_mean_and_spread(values, cell):
 DIFFERENCES = [
     ("uft", "static", {"schedule": ("none", "cosine"), "hybrids": (-1, 1)}),
     ("prefix_rl", "dr_po", {"hybrid_problems": (0.5, 1.0)}),
-    ("prefix_rl", "prefix_rl, long prefixes", {"low_end": (0.05, 0.8)}),
+    ("prefix_rl", "prefix_rl, long prefixes", {}),
+    ("prefix_rl", "prefix_rl, longest prefixes", {"low_end": (0.05, 0.8)}),
     ("rft", "rft, own top 20 %", {}),
     ("rft", "hpt", {}),
     ("prefix_rl", "frozen", {"schedule": ("uniform", "cosine"), "hybrids": (-1, 1),
@@ -287,7 +288,8 @@ def test_a_share_of_the_problems_keeps_its_demonstration():
     assert kept != again
 
 
-@pytest.mark.parametrize("arm", ["prefix_rft", "uft", "rft, own top 20 %"])
+@pytest.mark.parametrize("arm", ["prefix_rft", "uft", "rft, own top 20 %",
+                                 "prefix_rl, long prefixes"])
 def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, small_base, arm):
     model, tokenizer = toy.base_model()
     flags = rl.policy_flags(settings(rl.ARMS[arm]), 3, 1e-3, 0)
@@ -303,10 +305,29 @@ def test_a_policy_arm_is_the_loop_of_prefix_rft(small_world, small_base, arm):
     run = idft.Run(flags, other, tokenizer, idft.new_optimizer(other), sampler)
     prefix_rft.train_policy(run, problems, **rl.VARIANTS.get(name, {}))
     assert same_weights(model, other)
-    assert arm.startswith("rft") or not same_weights(model, small_base[0])
+    assert arm.startswith(("rft", "prefix_rl")) or not same_weights(model, small_base[0])
 
 
 # ---- arms of a few lines ------------------------------------------------------------------------
+
+def test_prefixes_that_can_be_finished_are_half_to_three_quarters(small_world, small_base):
+    model, tokenizer = small_base
+    flags = rl.policy_flags(settings(rl.ARMS["prefix_rl, long prefixes"]), 9, 1e-3, 0)
+    problems = prefix_rft.prepare_problems(tokenizer, toy.problems("train"), 40)[:8]
+    sampler, _ = new_sampler(model, [problem["prompt"] for problem in problems], 40, 16)
+    started = 0
+    for step in (0, 8):
+        rollouts = prefix_rft.sample_rollouts(sampler, tokenizer, problems, flags, step,
+                                              **rl.VARIANTS["finishable"]["starting"])
+        for rollout in rollouts:
+            if rollout.demo_length:
+                assert 0.5 - 1 / rollout.demo_length < rollout.prefix_length / rollout.demo_length
+                assert rollout.prefix_length / rollout.demo_length <= 0.75
+                started += 1
+            else:
+                assert rollout.prefix_length == 0
+    assert 0 < started < 2 * len(rollouts) and started % flags.n == 0
+
 
 def test_only_own_decisions_are_kept():
     """The highest entropies of what the model wrote; a prefix stays as it is. entropy_clip itself
