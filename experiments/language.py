@@ -53,7 +53,7 @@ MAX_NEW_TOKENS = 24
 LENGTH = 96                                      # room for a prompt and an answer, in tokens
 GRID = (3e-5, 1e-4)                              # where the search begins; it grows at its edges
 
-SFT_LR = 1e-4
+SFT_LR = 3e-5
 
 METHODS = {
     "base": {"lr": 0.0, "steps": 0},
@@ -165,14 +165,12 @@ def train(model, tokenizer, sampler, arm, lr, seed):
     phi = mean_phi(model, [(problem["prompt"], problem["demos"][0]) for problem in problems[:32]])
 
     # Batches of demonstrations come first, then batches of rollouts; most arms have one kind.
-    reading = round(arm.get("supervised", 0) * arm["steps"])
-    exploring = arm["steps"] - reading
+    reading, exploring, size = rl.budget(arm)
     learn, sequences = [], 0
     if reading:
         flags = idft.Flags(loss=arm["loss"], gamma_max=arm.get("gamma_max", 2.0),
                            lr=arm.get("sft_lr", lr), seed=seed,
-                           steps=reading * arm["mini_batches"],
-                           batch=arm["batch"] * arm["n"] // arm["mini_batches"])
+                           steps=reading * arm["mini_batches"], batch=size)
         step = rl.supervised_steps(model, problems, flags)
         learn += [(step, i) for i in range(flags.steps)]
         sequences += flags.steps * flags.batch

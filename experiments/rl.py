@@ -126,9 +126,9 @@ COLUMNS |= {"pass@1": "pass@1", "pass@8": "pass@8", "area under curve": "auc",
 def budget(arm):
     """What an arm may spend -> its batches of demonstrations, its batches of rollouts, and how many
     sequences an optimizer step learns from. The one place where this is decided: whatever the arm,
-    steps * batch * N sequences in steps * mini_batches optimizer steps."""
+    steps * batch * n sequences in steps * mini_batches optimizer steps."""
     reading = round(arm.get("supervised", 0) * arm["steps"])
-    sequences = arm["batch"] * N // arm["mini_batches"]
+    sequences = arm["batch"] * arm.get("n", N) // arm["mini_batches"]
     return reading, arm["steps"] - reading, sequences
 
 
