@@ -12,7 +12,7 @@ after one hop where two are asked for ("hard"). A guess is right in one case of 
 
 Every arm learns from the same number of sequences in the same number of optimizer steps, and is
 tuned as sweep.py says. The first arms learn from the expert, those of TEXTS from the foreign one:
-as it is, self-distilled (beta 0), or retold by hinted decoding.
+as it is, self-distilled (beta 0), or retold by hinted decoding. These inherit the rate of SFT.
 
     hard, easy      greedy accuracy on problems of two hops and of one
     general         nll of answers to GSM8K which the model wrote before the warm-up: what is
@@ -67,10 +67,12 @@ METHODS = {
     "sft_rft": {"supervised": 0.5, "loss": "sft", "sft_lr": SFT_LR, "method": "rft"},
     "luffy": {"method": "luffy"},
 }
+# Changed data inherits the rate of the arm that it changes.
+FOREIGN = {"supervised": 1.0, "loss": "sft", "voice": "foreign", "tune_like": "sft"}
 TEXTS = {
-    "raw, sft": {"supervised": 1.0, "loss": "sft", "voice": "foreign"},
-    "self-distilled, sft": {"supervised": 1.0, "loss": "sft", "voice": "foreign", "hint": 0.0},
-    "hinted, sft": {"supervised": 1.0, "loss": "sft", "voice": "foreign", "hint": 3.0},
+    "raw, sft": FOREIGN,
+    "self-distilled, sft": {**FOREIGN, "hint": 0.0},
+    "hinted, sft": {**FOREIGN, "hint": 3.0},
 }
 ARMS = {**METHODS, **TEXTS}
 COLUMNS = {"hard": "hard", "easy": "easy", "general": "general", "phi": "phi",
