@@ -904,7 +904,7 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
     data = [jsonl(tmp_path / f"{name}.jsonl", *word_problems(size)) for name, size in [("one", 2), ("two", 40)]]
     argv = ["--model", tiny_checkpoint, "--data", *data, "--n", 8, "--temperature", 1, "--ks", 1, 8,
             "--max_new_tokens", 30, "--rows", 32]
-    ended(start("eval", [*argv, "--out", tmp_path / "whole"]))
+    whole = start("eval", [*argv, "--out", tmp_path / "whole"])          # beside the other
     out, file = tmp_path / "killed", tmp_path / "killed" / "one.jsonl"
     process = start("eval", [*argv, "--out", out])
     while process.poll() is None:
@@ -913,6 +913,7 @@ def test_script_killed_and_resumed_is_the_undisturbed_run(tiny_checkpoint, tmp_p
         time.sleep(0.01)
     process.kill()
     process.communicate()
+    ended(whole)
     assert file.exists() and not (out / "two.jsonl").exists()
     first = file.stat().st_mtime_ns
 
