@@ -75,7 +75,7 @@ TEXTS = {
     "hinted, sft": {**FOREIGN, "hint": 3.0},
 }
 ARMS = {**METHODS, **TEXTS}
-COLUMNS = {"hard": "hard", "easy": "easy", "general": "general", "phi": "phi",
+COLUMNS = {"hard": "hard", "easy": "easy", "general": "general", "texts": "texts", "phi": "phi",
            "optimizer steps": "optimizer_steps", "tokens trained": "tokens_trained",
            "tokens sampled": "tokens_sampled", "seconds": "seconds"}
 
@@ -147,7 +147,7 @@ def retell(model, tokenizer, problems, beta, seed):
     """The demonstrations retold; what comes out wrong is left out."""
     flags = hinted_decode.Flags(beta=beta, analysis=False, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
     writer = hinted_decode.Writer(model, tokenizer, problems, flags)
-    return hinted_decode.kept(writer.retell(writer.problems))
+    return hinted_decode.kept(writer.retell(writer.problems, beta))
 
 
 def policy_flags(arm, steps, lr, seed):

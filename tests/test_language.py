@@ -139,6 +139,20 @@ def test_the_answer_follows_from_the_facts_and_cannot_be_read_off():
             assert reward(problem["solution"], problem["answer"]) == 1.0
 
 
+def test_demonstrations_are_retold_at_the_beta_of_the_arm(tiny_checkpoint, monkeypatch):
+    model, tokenizer = load_model(tiny_checkpoint, torch.device("cpu"))
+    seen, mix = [], hinted_decode.hinted_combine
+    monkeypatch.setattr(hinted_decode, "hinted_combine",
+                        lambda table, beta, gate: seen.append(beta) or mix(table, beta, gate))
+    problems = language.new_problems("hard", 3, 0, "foreign")
+    assert language.retell(model, tokenizer, problems, 0.0, seed=0) == []      # a random model
+    monkeypatch.setattr(hinted_decode, "kept", lambda rows: rows)
+    rows = language.retell(model, tokenizer, problems, 3.0, seed=0)
+    assert seen == [0.0, 3.0]
+    assert [row["problem"] for row in rows] == [problem["problem"] for problem in problems]
+    assert all(row["source"] == "hinted" for row in rows)
+
+
 def test_every_arm_learns_from_as_many_sequences_in_as_many_steps(tiny_checkpoint, monkeypatch):
     base, tokenizer = load_model(tiny_checkpoint, torch.device("cpu"))
     monkeypatch.setattr(language, "MAX_NEW_TOKENS", 64)        # this tokenizer spells more
