@@ -12,7 +12,7 @@ after one hop where two are asked for ("hard"). A guess is right in one case of 
 
 Every arm learns from the same number of sequences in the same number of optimizer steps, and is
 tuned as sweep.py says. The first arms learn from the expert, those of TEXTS from the foreign one:
-as it is, self-distilled (beta 0), or retold by hinted decoding. These inherit the rate of SFT.
+as it is, self-distilled (beta 0), or retold by hinted decoding.
 
     hard, easy      greedy accuracy on problems of two hops and of one
     general         nll of answers to GSM8K which the model wrote before the warm-up: what is
@@ -67,8 +67,7 @@ METHODS = {
     "sft_rft": {"supervised": 0.5, "loss": "sft", "sft_lr": SFT_LR, "method": "rft"},
     "luffy": {"method": "luffy"},
 }
-# Changed data inherits the rate of the arm that it changes.
-FOREIGN = {"supervised": 1.0, "loss": "sft", "voice": "foreign", "tune_like": "sft"}
+FOREIGN = {"supervised": 1.0, "loss": "sft", "voice": "foreign"}
 TEXTS = {
     "raw, sft": FOREIGN,
     "self-distilled, sft": {**FOREIGN, "hint": 0.0},
