@@ -52,8 +52,7 @@ PROBLEMS = 96                                    # a policy arm sees each once
 MAX_NEW_TOKENS = 24
 LENGTH = 96                                      # room for a prompt and an answer, in tokens
 GRID = (3e-5, 1e-4)                              # where the search begins; it grows at its edges
-
-SFT_LR = 3e-5
+SFT_LR = 3e-5                                    # what is best for sft
 
 METHODS = {
     "base": {"lr": 0.0, "steps": 0},
@@ -63,15 +62,16 @@ METHODS = {
     "idft, gamma_max 1": {"supervised": 1.0, "loss": "idft", "gamma_max": 1.0},
     "rft": {"method": "rft"},
     "prefix_rft": {"method": "prefix_rft"},
-    # The first half at the rate that is best for sft.
+    # Each half has a rate of its own; that of the second is tuned.
     "sft_rft": {"supervised": 0.5, "loss": "sft", "sft_lr": SFT_LR, "method": "rft"},
     "luffy": {"method": "luffy"},
 }
 FOREIGN = {"supervised": 1.0, "loss": "sft", "voice": "foreign"}
 TEXTS = {
     "raw, sft": FOREIGN,
-    "self-distilled, sft": {**FOREIGN, "hint": 0.0},
     "hinted, sft": {**FOREIGN, "hint": 3.0},
+    # Only beta differs: at the rate that is best for hinted.
+    "self-distilled, sft": {**FOREIGN, "hint": 0.0, "tune_like": "hinted, sft"},
 }
 ARMS = {**METHODS, **TEXTS}
 COLUMNS = {"hard": "hard", "easy": "easy", "general": "general", "texts": "texts", "phi": "phi",
