@@ -67,11 +67,15 @@ METHODS = {
     "luffy": {"method": "luffy"},
 }
 FOREIGN = {"supervised": 1.0, "loss": "sft", "voice": "foreign"}
+COPIED = {**FOREIGN, "hint": 0.0}                # self-distilled
+HINTED = {**FOREIGN, "hint": 3.0}
 TEXTS = {
-    "raw, sft": FOREIGN,
-    "hinted, sft": {**FOREIGN, "hint": 3.0},
-    # Only beta differs: at the rate that is best for hinted.
-    "self-distilled, sft": {**FOREIGN, "hint": 0.0, "tune_like": "hinted, sft"},
+    "raw": FOREIGN,
+    "hinted": HINTED,
+    # At one rate, so that only the texts differ.
+    "raw, rate of sft": {**FOREIGN, "tune_like": "sft"},
+    "self-distilled, rate of sft": {**COPIED, "tune_like": "sft"},
+    "hinted, rate of sft": {**HINTED, "tune_like": "sft"},
 }
 ARMS = {**METHODS, **TEXTS}
 COLUMNS = {"hard": "hard", "easy": "easy", "general": "general", "texts": "texts", "phi": "phi",
