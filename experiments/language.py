@@ -67,14 +67,13 @@ METHODS = {
     "luffy": {"method": "luffy"},
 }
 FOREIGN = {"supervised": 1.0, "loss": "sft", "voice": "foreign"}
-COPIED = {**FOREIGN, "hint": 0.0}                # self-distilled
 HINTED = {**FOREIGN, "hint": 3.0}
 TEXTS = {
     "raw": FOREIGN,
     "hinted": HINTED,
     # At one rate, so that only the texts differ.
     "raw, rate of sft": {**FOREIGN, "tune_like": "sft"},
-    "self-distilled, rate of sft": {**COPIED, "tune_like": "sft"},
+    "self-distilled, rate of sft": {**FOREIGN, "hint": 0.0, "tune_like": "sft"},
     "hinted, rate of sft": {**HINTED, "tune_like": "sft"},
 }
 ARMS = {**METHODS, **TEXTS}

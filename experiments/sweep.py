@@ -262,8 +262,6 @@ def print_table(path, names, arms, common, columns):
             continue
         some = next(iter(by_seed.values()))
         cells = [name, tuned_cell(some, arms[name]), str(len(by_seed))]
-        if "from" in some:
-            cells[2] += f" ({some['from']})"                       # the commit that made them
         for key in columns.values():
             cells.append(mean_std([row.get(key) for row in by_seed.values()]))
         print("| " + " | ".join(cells) + " |")

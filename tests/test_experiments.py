@@ -459,15 +459,11 @@ def test_every_loss_takes_the_same_steps(small_world, spent, arm):
 
 
 def test_reported_rows_had_the_same_budget():
-    """What has been run: a policy arm may leave out steps in which no group has anything to learn.
-    Rows of an older commit did not count their steps."""
+    """What has been run: a policy arm may leave out steps in which no group has anything to learn."""
     counted = 0
     for row in sweep.load_results(ROOT / "experiments/results/rl.jsonl"):
         settings = row["settings"]
         assert settings["mini_batches"] == 2 and settings["batch"] == 16
-        if "from" in row:
-            assert "supervised" not in settings
-            continue
         steps = 2 * settings["steps"]
         counted += 1
         assert row["optimizer_steps"] <= steps
@@ -476,7 +472,7 @@ def test_reported_rows_had_the_same_budget():
     assert counted
     for row in sweep.load_results(ROOT / "experiments/results/losses.jsonl"):
         assert row["settings"]["steps"] == 100 and row["settings"]["batch"] == 64
-        assert "from" in row or row["optimizer_steps"] == 100
+        assert row["optimizer_steps"] == 100
 
 
 # ---- wrong and weaker demonstrations ------------------------------------------------------------
